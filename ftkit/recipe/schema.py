@@ -1,0 +1,219 @@
+"""The recipe as types: every key, its default, its meaning.
+
+`"auto"` means that the method, the task or the machine decides; `ftkit plan` shows the value and where it comes from.
+The options of a task or method belong to that task or method (`Task.Options`, `Method.Options`), not to this file.
+No key is read anywhere under another spelling.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+Auto = Literal["auto"]
+
+
+class Strict(BaseModel):
+    """A mapping whose every key is known and whose every value has the stated type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    shorthand: ClassVar[str] = ""
+    """The key that a plain scalar stands for: `model: x` is `model: {name: x}`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_shorthand(cls, value: Any) -> Any:
+        return {cls.shorthand: value} if cls.shorthand and isinstance(value, str) else value
+
+
+class ModelSpec(Strict):
+    """The pretrained model to adapt."""
+
+    shorthand: ClassVar[str] = "name"
+
+    name: str = Field(
+        min_length=1,
+        description="Hub id, local folder, .gguf file, or `package:<importable package>/<path inside it>`.",
+    )
+    revision: str | None = Field(None, description="Commit, tag or branch of a hub id. Pin a commit for runs that must repeat.")
+    tokenizer: str | None = Field(None, description="Tokenizer to use instead of the model's own; same forms as `name`.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of the frozen weights. Trained weights are float32 whatever this says. auto: float32."
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="Attention implementation. auto: what transformers picks for the model."
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run Python code that ships with the model. Also needs --trust-remote-code and, for a hub id, a `revision`."
+    )
+
+
+class SourceSpec(Strict):
+    """One place rows come from."""
+
+    shorthand: ClassVar[str] = "path"
+
+    path: str = Field(
+        min_length=1,
+        description="File, glob, folder of class folders, `package:` path or hub id. `path#500` takes 500 rows, drawn by the split seed.",
+    )
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "folder", "hub"] = Field(
+        "auto", description="auto: by the file ending."
+    )
+    weight: float = Field(
+        1.0, gt=0, description="How often each row is seen in an epoch: 2 is twice, 0.5 is a fresh half of the rows in each epoch."
+    )
+    encoding: str = Field("utf-8", description="Character encoding of text formats.")
+    delimiter: str | None = Field(None, min_length=1, max_length=1, description="Field separator of csv files.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a hub data set.")
+    config: str | None = Field(None, description="Configuration name of a hub data set.")
+    split: str | None = Field(None, description="Split of a hub data set. Default: the split that this source is listed under.")
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) or value is None else [value]
+
+
+Sources = Annotated[list[SourceSpec], BeforeValidator(_as_list), Field(min_length=1)]
+
+
+class SplitSpec(Strict):
+    """Held-back shares of the training source."""
+
+    validation: float = Field(0.0, ge=0, lt=1, description="Share of the training rows held back for validation.")
+    test: float = Field(0.0, ge=0, lt=1, description="Share of the training rows held back for the final test.")
+    seed: int = Field(0, ge=0, description="Seed of the draw.")
+    stratify: str = Field(
+        "auto", description="Column whose values keep their proportions, or `none`. auto: the task's label column, where it has one."
+    )
+    group: str | None = Field(None, description="Column whose equal values stay in one split (a user, a document).")
+
+
+class DataSpec(Strict):
+    """Where the rows are and which columns the task reads."""
+
+    train: Sources = Field(description="Training rows: one source or a list of weighted ones.")
+    validation: Sources | None = Field(None, description="Validation rows; evaluated during training.")
+    test: Sources | None = Field(None, description="Test rows; evaluated once, after training.")
+    split: SplitSpec | None = Field(None, description="Make validation and test rows out of the training source.")
+    columns: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="Which column of the data holds what the task needs: {task column: data column}."
+    )
+    leaks: Literal["warn", "error", "drop", "off"] = Field(
+        "warn", description="What to do when an evaluation row is also a training row. drop: leave it out of training."
+    )
+    cache: bool = Field(True, description="Reuse encoded rows of an earlier run with the same data, tokenizer and options.")
+
+
+class Every(Strict):
+    """A distance: in epochs (fractions allowed) or in optimizer steps."""
+
+    epochs: float | None = Field(None, gt=0)
+    steps: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Every:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+        return self
+
+
+class EarlyStoppingSpec(Strict):
+    """When to stop before the last epoch."""
+
+    patience: int = Field(3, ge=1, description="Evaluations without an improvement before the run stops.")
+    min_delta: float = Field(0.0, ge=0, description="Improvement that counts, in units of the metric.")
+    metric: str = Field("auto", description="Metric to watch. auto: `train.best_metric`.")
+    mode: Literal["auto", "min", "max"] = Field("auto", description="auto: the metric's own direction.")
+
+
+class GradualUnfreezingSpec(Strict):
+    """Howard & Ruder 2018 (ULMFiT): the head trains first, then one more block from the top at each interval."""
+
+    every: Every = Field(default_factory=lambda: Every(epochs=1.0), description="Distance between two unfreezings.")
+    blocks: int = Field(1, ge=1, description="Blocks unfrozen at a time.")
+
+
+class TrainSpec(Strict):
+    """The training loop."""
+
+    epochs: float | Auto = Field("auto", gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever `epochs` says.")
+    batch_size: int = Field(32, ge=1, description="Examples in one forward pass of one process.")
+    eval_batch_size: int | Auto = Field("auto", ge=1, description="auto: twice `batch_size`.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens (with padding) in one forward pass; batches hold as many rows as fit, `batch_size` at most."
+    )
+    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes of one process for one optimizer step.")
+    bucket_by_length: bool = Field(True, description="Put rows of similar length into one batch; the order stays random across batches.")
+    optimizer: Literal["adamw", "sgd", "adafactor", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs bitsandbytes.")
+    learning_rate: float | Auto = Field("auto", gt=0, description="Peak learning rate. auto: the method's own.")
+    weight_decay: float | Auto = Field("auto", ge=0, description="Decoupled weight decay; never on biases and norms.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
+    schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field("linear", description="Learning rate after warm-up.")
+    warmup_ratio: float | Auto = Field("auto", ge=0, le=1, description="Share of the optimizer steps with a rising rate.")
+    warmup_steps: int | None = Field(None, ge=0, description="Instead of `warmup_ratio`.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradient norm to clip at; null: no clipping.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Training loss only; evaluation uses the plain loss.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Type of the arithmetic. auto: bf16 on a GPU that has it, else fp32. fp16 needs a GPU."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
+    compile: bool = Field(False, description="torch.compile the model.")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="Discriminative learning rates: each block's rate is that of the block above times this."
+    )
+    gradual_unfreezing: GradualUnfreezingSpec | None = Field(None, description="Train the head first, then block after block.")
+    evaluate_every: Every = Field(default_factory=lambda: Every(epochs=1.0), description="Distance between evaluations.")
+    checkpoint_every: Every = Field(
+        default_factory=lambda: Every(epochs=1.0), description="Distance between checkpoints; each evaluation writes one too."
+    )
+    keep_checkpoints: int = Field(1, ge=1, description="Latest checkpoints to keep; the best weights are kept beside them.")
+    best_metric: str = Field("auto", description="Metric that picks the exported weights. auto: the task's first.")
+    early_stopping: EarlyStoppingSpec | None = Field(None, description="Stop when the metric no longer improves.")
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> TrainSpec:
+        if self.warmup_steps is not None and self.warmup_ratio != "auto":
+            raise ValueError("give warmup_ratio or warmup_steps, not both")
+        return self
+
+
+class Component(BaseModel):
+    """A task or method by name, with its own options (an instance of its `Options`)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    options: SerializeAsAny[Strict]
+
+
+class RecipeBody(Strict):
+    """Every key of a recipe except the options of the task and the method, which those declare."""
+
+    model: ModelSpec
+    data: DataSpec
+    train: TrainSpec = Field(default_factory=TrainSpec)
+    export: list[Literal["adapter", "merged"]] = Field(
+        default_factory=list, description="adapter: what PEFT loads; merged: what plain transformers loads."
+    )
+    expect: dict[str, str] = Field(
+        default_factory=dict, description='Gates: {metric: ">= 0.95"}, read off the test split (validation where there is no test).'
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
+        default_factory=list, description="Experiment trackers, through Accelerate. None is used unless named."
+    )
+    output: str = Field("auto", min_length=1, description="The run folder. auto: runs/<recipe file name>.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of initialization, order and dropout.")
+
+
+class Recipe(RecipeBody):
+    """A whole recipe, checked."""
+
+    task: Component
+    method: Component

@@ -1,0 +1,189 @@
+"""The contract of a task: it knows data and meaning, nothing of tuning.
+
+A task is one file in this folder (or a plug-in) with one subclass of `Task`. Nothing here imports torch at import.
+
+Life of a task object:
+    task = Text...(options)         options are those of the recipe, `auto` filled in by the plan
+    task.check_row(row)             for each row of each split, before any model is read
+    task.learn(rows)                freezes what comes from the training rows (label names); `state` / `restore` keep it
+    task.encode / collate / loss / predictions / metrics
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ftkit.recipe.schema import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ftkit.metrics.base import MetricSpec
+    from ftkit.methods.base import Default
+    from ftkit.models.facts import ModelFacts
+
+Row = Mapping[str, Any]
+"""A data row under the task's column names (after `data.columns`)."""
+
+Features = dict[str, Any]
+"""An encoded row: lists of int, ints or floats. `length` (int, tokens) is required; `example` (int) is set by the loader."""
+
+Batch = dict[str, Any]
+"""Tensors by name. Keys in `Task.model_inputs` go to the model; the rest stays with the task."""
+
+Prediction = dict[str, Any]
+"""What the model said about one example: `example` (int) and whatever the task's metrics and `present` need."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column that a task reads.
+
+    required: every row must have it for training and evaluation (`predict` needs only those with `target=False`).
+    target: the answer to learn, absent at prediction.
+    names: usual names of such a column in data sets, best first; used to find it when `data.columns` does not say.
+    """
+
+    summary: str
+    required: bool = True
+    target: bool = False
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What the task asks of the model's head: the auto class and the config entries it is built with."""
+
+    auto_class: str
+    peft_task_type: str | None
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+class RowError(ValueError):
+    """A row that does not fit the task. `column` is the task's column name."""
+
+    def __init__(self, column: str, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.column, self.message, self.hint = column, message, hint
+
+
+class Task(ABC):
+    """One task.
+
+    name: as written in recipes; equals the file name with `-` for `_`.
+    model_kinds: kinds of model (see `ftkit.models.facts`) that can do it.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    model_kinds: ClassVar[frozenset[str]]
+    Options: ClassVar[type[Strict]]
+
+    def __init__(self, options: Strict) -> None:
+        self.options: Any = options
+
+    # --- what it needs -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def columns(self) -> Mapping[str, Column]:
+        """The columns this task reads under the given options."""
+
+    @abstractmethod
+    def check_row(self, row: Row) -> None:
+        """Raises RowError if the row cannot be used. Called for each row before the model is read; must be fast."""
+
+    def check_options(self) -> str:
+        """What is wrong with the combination of options, '' if nothing."""
+        return ""
+
+    def stratify_column(self) -> str | None:
+        """The task's column to stratify splits by, None if there is no such column."""
+        return None
+
+    def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
+        """Values for this task's own options left at `auto`, by recipe key (`task.max_length` ...)."""
+        return {}
+
+    def refusal(self, facts: ModelFacts) -> str:
+        """Why this task cannot be done with this model ('' if it can), as far as the model's config tells."""
+        return ""
+
+    # --- what it learns from the training rows -------------------------------------------------------------------
+
+    def learn(self, rows: Iterable[Row]) -> None:
+        """Freezes whatever depends on the training rows. Must not depend on their order."""
+
+    def check_learned(self, row: Row) -> None:
+        """Raises RowError if a row of any split contradicts what was learned (an unseen label)."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What `learn` froze, as JSON."""
+
+    @abstractmethod
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state`."""
+
+    def describe(self, rows: Iterable[Row]) -> dict[str, Any]:
+        """Facts about a split for `ftkit plan` (label distribution ...), as JSON."""
+        return {}
+
+    # --- tensors -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def head(self) -> Head:
+        """The head the model needs. Called after `learn` or `restore`."""
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row], processor: Any) -> list[Features]:
+        """Features of rows. Rows may lack target columns (prediction). Order of the result is the order of the rows;
+        a row that gives several features gives them next to each other, each with its `row` (int, index into rows)."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Features], processor: Any) -> Batch:
+        """A padded batch of tensors (B = len(features)); has `example`: int64 (B,)."""
+
+    @property
+    @abstractmethod
+    def model_inputs(self) -> tuple[str, ...]:
+        """Batch keys that the model's forward takes. Labels are never among them: the task computes the loss."""
+
+    @abstractmethod
+    def target_count(self, batch: Batch) -> int:
+        """Number of supervised targets (examples or tokens) in the batch: the denominator of the mean loss."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
+        """Sum (not mean) of the losses of the batch's targets: float32 scalar."""
+
+    supports_label_smoothing: bool = False
+
+    # --- results -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
+        """Per-example results, reduced on the device to what metrics and `present` need, as Python or numpy values."""
+
+    @abstractmethod
+    def metrics(self) -> Sequence[MetricSpec]:
+        """The metrics this task reports, the one that picks the best checkpoint first. Valid before `learn`."""
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str] | None = None) -> dict[str, Any]:
+        """Metric values over a whole split. `predictions[i]` belongs to `rows[i]`. `names`: only these (default all).
+        Values are floats, or None where undefined."""
+
+    def details(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, Any]:
+        """Tables that are not single numbers (confusion matrix, per-label scores), as JSON."""
+        return {}
+
+    @abstractmethod
+    def present(self, prediction: Prediction) -> dict[str, Any]:
+        """A prediction as a person wants it, as JSON."""
+
+    @abstractmethod
+    def inspect(self, features: Features, processor: Any) -> list[tuple[str, str]]:
+        """What the model sees: (token text, note) pairs; note '' for plain input, else the label or mask to show."""
