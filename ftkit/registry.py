@@ -73,7 +73,10 @@ class Registry(Generic[T]):
         return [
             cls
             for cls in members
-            if inspect.isclass(cls) and issubclass(cls, self._base) and cls.__module__ == module.__name__ and not inspect.isabstract(cls)
+            if inspect.isclass(cls)
+            and issubclass(cls, self._base)
+            and cls.__module__ == module.__name__
+            and not inspect.isabstract(cls)
         ]
 
     def _find(self, module: ModuleType, name: str) -> type[T]:
@@ -110,6 +113,8 @@ def load_plugin(path: Path) -> list[str]:
         raise RecipeError(f"--plugin {path}: {type(error).__name__}: {error}") from error
     names = [*METHODS.add(module), *TASKS.add(module)]
     if not names:
-        raise RecipeError(f"--plugin {path}: defines no Method and no Task", hint="See docs/adding-a-method.md and docs/adding-a-task.md")
+        raise RecipeError(
+            f"--plugin {path}: defines no Method and no Task", hint="See docs/adding-a-method.md and docs/adding-a-task.md"
+        )
     PLUGIN_FILES.append(path)
     return names

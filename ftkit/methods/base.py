@@ -6,10 +6,13 @@ A method is one file in this folder (or a plug-in) with one subclass of `Method`
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
 
 from ftkit.recipe.schema import Strict
 
@@ -109,3 +112,90 @@ class Method(ABC):
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after backward and the optimizer's update, before gradients are cleared. `step` counts from 1."""
+
+
+class AdapterMethod(Method):
+    """A method whose `apply` returns a `peft.PeftModel`, made with `ftkit.tuners.wrap.wrap`.
+
+    prefix: how PEFT starts the names of the method's trained parameters (`lora_`).
+    """
+
+    prefix: ClassVar[str]
+
+    def declares(self, name: str, layout: ModelLayout) -> bool:
+        """The adapter's own parameters and the copies of head modules that PEFT trains beside them."""
+        return f".{self.prefix}" in name or ".modules_to_save." in name
+
+
+def _valid_ranges(ranges: list[str | int]) -> list[str | int]:
+    for text in ranges:
+        block_numbers([text])
+    return ranges
+
+
+BlockRanges = Annotated[list[str | int], Field(min_length=1), AfterValidator(_valid_ranges)]
+"""Option type: blocks by number and range, `[0-3, 10]`. Counted from 0, those of the encoder before those of the decoder."""
+
+
+def block_numbers(ranges: Sequence[str | int]) -> list[int]:
+    """The block numbers that ranges name, sorted. Raises ValueError for what is no number or range."""
+    numbers: set[int] = set()
+    for text in ranges:
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(text))
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
+        if first > last:
+            raise ValueError(f"{text!r} is no block number (`3`) or range (`0-3`)")
+        numbers.update(range(first, last + 1))
+    return sorted(numbers)
+
+
+def range_refusal(ranges: Sequence[str | int], block_count: int) -> str:
+    """Why a model of so many blocks does not have the named ones; '' if it does or their number is not known (0)."""
+    last = block_numbers(ranges)[-1]
+    if not block_count or last < block_count:
+        return ""
+    return f"there is no block {last}: the model has {block_count} blocks, counted from 0 to {block_count - 1}"
+
+
+@dataclass(frozen=True)
+class _Published:
+    learning_rate: float
+    epochs: float | None
+    weight_decay: float | None
+    warmup_ratio: float | None
+    source: str
+
+
+_MINIATURES = "BERT miniatures (Turc et al. 2019), model card: of 3e-4, 1e-4, 5e-5, 3e-5, the middle"
+_BERT = "BERT (Devlin et al. 2019), appendix A.3 and run_classifier.py"
+_BERT_LARGE = "BERT (Devlin et al. 2019), appendix A.3: the lowest of 5e-5, 3e-5, 2e-5; large models are unstable (section 4.1)"
+_GPT = "GPT (Radford et al. 2018), section 4.1"
+_ALPACA = "Stanford Alpaca (Taori et al. 2023), README: LLaMA-7B"
+_T5 = "transformers' T5 page, training: 1e-4 and 3e-4 work well for most problems"
+_BART = "BART (Lewis et al. 2020), fairseq's recipe for XSum and CNN/DailyMail"
+_VIT = "transformers' image classification guide: ViT-Base on Food-101"
+
+
+def _published(facts: ModelFacts) -> _Published:
+    """Published settings for training pretrained weights themselves, by kind and width of the model."""
+    if facts.kind == "encoder-decoder":
+        if "t5" in facts.model_type:
+            return _Published(3e-4 if facts.hidden_size <= 512 else 1e-4, None, None, None, _T5)
+        return _Published(3e-5, None, 0.01, None, _BART)
+    if facts.kind == "decoder":
+        if facts.hidden_size <= 1024:
+            return _Published(6.25e-5, 3.0, 0.01, 0.002, _GPT)
+        return _Published(2e-5, 3.0, 0.0, 0.03, _ALPACA)
+    if facts.kind == "vision":
+        return _Published(5e-5, 3.0, None, 0.1, _VIT)
+    if 0 < facts.hidden_size <= 512:
+        return _Published(1e-4, 4.0, 0.01, 0.1, _MINIATURES)
+    return _Published(2e-5, 3.0, 0.01, 0.1, _BERT_LARGE) if facts.hidden_size >= 1024 else _Published(5e-5, 3.0, 0.01, 0.1, _BERT)
+
+
+def weight_training_defaults(facts: ModelFacts) -> dict[str, Default]:
+    """Defaults of methods that train pretrained weights themselves."""
+    published = _published(facts)
+    names = ("learning_rate", "epochs", "weight_decay", "warmup_ratio")
+    values = {name: getattr(published, name) for name in names}
+    return {f"train.{name}": Default(value=value, source=published.source) for name, value in values.items() if value is not None}

@@ -7,6 +7,8 @@ No key is read anywhere under another spelling.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
@@ -46,7 +48,8 @@ class ModelSpec(Strict):
         "auto", description="Attention implementation. auto: what transformers picks for the model."
     )
     trust_remote_code: bool = Field(
-        False, description="Run Python code that ships with the model. Also needs --trust-remote-code and, for a hub id, a `revision`."
+        False,
+        description="Run Python code that ships with the model. Also needs --trust-remote-code and, for a hub id, a `revision`.",
     )
 
 
@@ -86,7 +89,8 @@ class SplitSpec(Strict):
     test: float = Field(0.0, ge=0, lt=1, description="Share of the training rows held back for the final test.")
     seed: int = Field(0, ge=0, description="Seed of the draw.")
     stratify: str = Field(
-        "auto", description="Column whose values keep their proportions, or `none`. auto: the task's label column, where it has one."
+        "auto",
+        description="Column whose values keep their proportions, or `none`. auto: the task's label column, where it has one.",
     )
     group: str | None = Field(None, description="Column whose equal values stay in one split (a user, a document).")
 
@@ -147,7 +151,9 @@ class TrainSpec(Strict):
         None, ge=1, description="Tokens (with padding) in one forward pass; batches hold as many rows as fit, `batch_size` at most."
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes of one process for one optimizer step.")
-    bucket_by_length: bool = Field(True, description="Put rows of similar length into one batch; the order stays random across batches.")
+    bucket_by_length: bool = Field(
+        True, description="Put rows of similar length into one batch; the order stays random across batches."
+    )
     optimizer: Literal["adamw", "sgd", "adafactor", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs bitsandbytes.")
     learning_rate: float | Auto = Field("auto", gt=0, description="Peak learning rate. auto: the method's own.")
     weight_decay: float | Auto = Field("auto", ge=0, description="Decoupled weight decay; never on biases and norms.")
@@ -212,8 +218,19 @@ class RecipeBody(Strict):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Seed of initialization, order and dropout.")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a recipe came from: its name (file stem), the folder its relative paths start from, its text and the overrides."""
+
+    name: str
+    base: Path
+    text: str
+    overrides: tuple[str, ...] = ()
+
+
 class Recipe(RecipeBody):
     """A whole recipe, checked."""
 
     task: Component
     method: Component
+    origin: Origin = Field(exclude=True)

@@ -82,6 +82,9 @@ class Task(ABC):
     model_kinds: ClassVar[frozenset[str]]
     Options: ClassVar[type[Strict]]
 
+    allow_code: bool = False
+    """Whether code that the options name (a metric script) may run; set by the caller from --trust-remote-code."""
+
     def __init__(self, options: Strict) -> None:
         self.options: Any = options
 
@@ -178,6 +181,10 @@ class Task(ABC):
 
     def details(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, Any]:
         """Tables that are not single numbers (confusion matrix, per-label scores), as JSON."""
+        return {}
+
+    def intervals(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+        """95 % bootstrap intervals (low, high) of the headline metrics over a whole split, where defined."""
         return {}
 
     @abstractmethod

@@ -1,0 +1,36 @@
+"""ftkit: fine-tune any Transformer, by any tuning method, on your own data, from one recipe.
+
+    import ftkit
+
+    recipe = ftkit.load_recipe("recipe.yaml", ["train.epochs=1"])
+    report = ftkit.plan(recipe)             # the complete recipe, sizes, parameters, steps
+    result = ftkit.train(recipe)            # the run folder and its results
+    predictor = ftkit.load(result.folder)   # .predict(rows), .evaluate("test")
+    ftkit.export(result.folder, "merged")
+
+Importing ftkit imports neither torch nor transformers; each name is loaded when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ftkit.api import export, load, load_recipe, plan, train, validate
+    from ftkit.errors import FtkitError
+
+__all__ = ["FtkitError", "__version__", "export", "load", "load_recipe", "plan", "train", "validate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FtkitError":
+        from ftkit.errors import FtkitError
+
+        return FtkitError
+    if name in __all__:
+        from ftkit import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'ftkit' has no attribute {name!r}")

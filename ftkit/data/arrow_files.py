@@ -1,0 +1,126 @@
+"""Arrow files on disk: written aside, renamed when complete, memory-mapped for reading."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from ftkit.errors import DataError
+
+
+class _HashingFile:
+    """A file being written that knows the sha256 of what it was given."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: BinaryIO = open(path, "wb")
+        self.digest = hashlib.sha256()
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        self.digest.update(view)
+        self._file.write(view)
+        return view.nbytes
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+class SegmentWriter:
+    """Writes record batches to Arrow IPC files of a folder; a change of schema starts the next file.
+
+    `finish` gives {file name: sha256} in order of writing.
+    """
+
+    def __init__(self, folder: Path, prefix: str = "part") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._prefix = folder, prefix
+        self._digests: dict[str, str] = {}
+        self._sink: _HashingFile | None = None
+        self._writer: pa.ipc.RecordBatchFileWriter | None = None
+        self._schema: pa.Schema | None = None
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Appends a batch."""
+        if self._writer is None or not batch.schema.equals(self._schema, check_metadata=True):
+            self._close_file()
+            self._sink = _HashingFile(self._folder / self._name())
+            self._writer = pa.ipc.new_file(self._sink, batch.schema)
+            self._schema = batch.schema
+        self._writer.write_batch(batch)
+
+    def finish(self) -> dict[str, str]:
+        """Closes the last file; returns the sha256 of each file by name."""
+        self._close_file()
+        return self._digests
+
+    def _name(self) -> str:
+        return f"{self._prefix}-{len(self._digests):05d}.arrow"
+
+    def _close_file(self) -> None:
+        if self._writer is None or self._sink is None:
+            return
+        name = self._name()
+        self._writer.close()
+        self._sink.close()
+        self._digests[name] = self._sink.digest.hexdigest()
+        self._writer = self._sink = self._schema = None
+
+
+def map_batches(path: Path) -> list[pa.RecordBatch]:
+    """The batches of an Arrow IPC file or stream, memory-mapped.
+
+    Raises pa.ArrowInvalid if it is neither.
+    """
+    with pa.memory_map(str(path), "r") as mapped:
+        start = mapped.read(6)
+        mapped.seek(0)
+        if start == b"ARROW1":
+            reader = pa.ipc.open_file(mapped)
+            return [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        return list(pa.ipc.open_stream(mapped))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def explained_cache_errors(folder: Path, way_out: str) -> Iterator[None]:
+    """Turns a full disk or a folder that cannot be written into a DataError."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write to the cache folder {folder}: {reason}", hint=way_out) from error

@@ -1,0 +1,184 @@
+"""Builds a table out of rows that arrive in chunks; what does not fit into memory goes to disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ftkit.data.arrow_files import SegmentWriter, explained_cache_errors, map_batches, sync_folder
+from ftkit.data.kinds import ARROW_TYPES, JSON_MARK, STRUCTURED, kinds_of, merged_kind, widen_whole_numbers
+from ftkit.data.problems import shorten
+from ftkit.data.table import POSITION, Origin, Table
+from ftkit.errors import DataError, Problem
+from ftkit.paths import cache_folder
+
+SPILL_BYTES = 256 * 2**20
+"""A source that takes more memory than this is kept on disk."""
+
+WAY_OUT = "Free some space, or set FTKIT_CACHE to a folder that can be written."
+
+
+class TableBuilder:
+    """Collects one file's rows.
+
+    columns: names of the columns to keep; None keeps all.
+    """
+
+    def __init__(self, origin: Origin, columns: Collection[str] | None = None) -> None:
+        self._origin, self._wanted = origin, columns
+        self._source_columns: dict[str, None] = {}
+        self._kept: dict[str, None] = {}
+        self._first: dict[str, tuple[str, int, Any]] = {}
+        self._conflicts: dict[str, Problem] = {}
+        self._batches: list[pa.RecordBatch] = []
+        self._bytes = self._rows = 0
+        self._spill: _Spill | None = None
+
+    def note_columns(self, names: Sequence[str]) -> list[str]:
+        """Records columns that the file has; returns those to keep."""
+        new = [name for name in names if name not in self._source_columns]
+        self._source_columns.update(dict.fromkeys(new))
+        self._kept.update(dict.fromkeys(name for name in new if self._wanted is None or name in self._wanted))
+        return [name for name in names if name in self._kept]
+
+    def add_rows(self, rows: Sequence[Mapping[str, Any]], positions: Sequence[int]) -> None:
+        """Appends rows; a key that a row lacks is a null. `positions`: see `Origin.place`."""
+        names = self.note_columns(list(dict.fromkeys(chain.from_iterable(rows))))
+        self.add_columns({name: [row.get(name) for row in rows] for name in names}, positions)
+
+    def add_columns(self, columns: Mapping[str, Sequence[Any]], positions: Sequence[int]) -> None:
+        """Appends rows given as Python values by column."""
+        arrays, fields = [pa.array(positions, pa.int64())], [pa.field(POSITION, pa.int64())]
+        for name, values in columns.items():
+            kind = self._kind(name, values, positions)
+            if name in self._conflicts:
+                continue
+            structured = kind in STRUCTURED
+            array = self._array(name, [_as_json(value) for value in values] if structured else values, kind, positions)
+            if array is not None:
+                arrays.append(array)
+                fields.append(pa.field(name, array.type, metadata=JSON_MARK if structured else None))
+        self.add_batch(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Appends rows given in Arrow."""
+        self._rows += batch.num_rows
+        if self._spill is not None:
+            self._spill.write(batch)
+            return
+        self._batches.append(batch)
+        self._bytes += batch.nbytes
+        if self._bytes > SPILL_BYTES:
+            self._spill = _Spill()
+            for kept in self._batches:
+                self._spill.write(kept)
+            self._batches = []
+
+    def finish(self) -> Table:
+        """The table. Raises DataError if it has no rows."""
+        if not self._rows:
+            raise DataError(Problem(message="holds no rows", place=self._origin.label))
+        batches = self._batches if self._spill is None else self._spill.finish()
+        names = [name for name in self._kept if name not in self._conflicts]
+        return Table(
+            widen_whole_numbers(batches, names),
+            [(self._origin, self._rows)],
+            names,
+            source_columns=list(self._source_columns),
+            conflicts=self._conflicts,
+        )
+
+    def discard(self) -> None:
+        """Removes what was written to disk so far."""
+        if self._spill is not None:
+            self._spill.discard()
+
+    def _kind(self, name: str, values: Sequence[Any], positions: Sequence[int]) -> str:
+        kinds = kinds_of(values)
+        if kinds and name not in self._first:
+            at = next(index for index, value in enumerate(values) if value is not None)
+            self._first[name] = (next(iter(kinds_of([values[at]]))), positions[at], values[at])
+        if not kinds:
+            return "nothing"
+        first_kind, first_position, first_value = self._first[name]
+        merged = merged_kind({first_kind, *kinds})
+        if merged not in ARROW_TYPES:
+            at = next(
+                index for index, value in enumerate(values) if merged_kind({first_kind, *kinds_of([value])}) not in ARROW_TYPES
+            )
+            found = next(iter(kinds_of([values[at]])))
+            where = self._origin.place(first_position)
+            message = f"{shorten(values[at])} is {found}, but {shorten(first_value)} ({where}) is {first_kind}"
+            self._refuse(name, positions[at], message, "Give all rows of the column the same type.")
+            return first_kind
+        return merged_kind(kinds) or merged
+
+    def _array(self, name: str, values: Sequence[Any], kind: str, positions: Sequence[int]) -> pa.Array | None:
+        try:
+            return pa.array(values, ARROW_TYPES[kind])
+        except (UnicodeEncodeError, OverflowError, pa.ArrowException):
+            at = next(index for index, value in enumerate(values) if not _fits(value, kind))
+            limit = "has a lone surrogate, which is no character" if isinstance(values[at], str) else "does not fit into 64 bits"
+            self._refuse(name, positions[at], f"{shorten(values[at])} {limit}", "Correct the value.")
+            return None
+
+    def _refuse(self, name: str, position: int, message: str, hint: str) -> None:
+        self._conflicts[name] = Problem(message=message, place=self._origin.place(position), key=name, hint=hint)
+
+
+def table_from_rows(rows: Sequence[Mapping[str, Any]], origin: str) -> Table:
+    """A table of rows given in memory; messages call them `<origin>, row N`. Raises DataError if there are none."""
+    builder = TableBuilder(Origin(label=origin))
+    builder.add_rows(rows, range(1, len(rows) + 1))
+    return builder.finish()
+
+
+class _Spill:
+    """Rows on their way to disk. File names are content hashes, so a stale file is never read and equal sources share one."""
+
+    def __init__(self) -> None:
+        self._folder = cache_folder() / "tables"
+        with explained_cache_errors(self._folder, WAY_OUT):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._folder))
+            self._writer = SegmentWriter(self._aside)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        with explained_cache_errors(self._folder, WAY_OUT):
+            self._writer.write(batch)
+
+    def finish(self) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = []
+        with explained_cache_errors(self._folder, WAY_OUT):
+            for name, digest in self._writer.finish().items():
+                path = self._folder / f"{digest}.arrow"
+                os.replace(self._aside / name, path)
+                batches += map_batches(path)
+            self._aside.rmdir()
+            sync_folder(self._folder)
+        return batches
+
+    def discard(self) -> None:
+        self._writer.finish()
+        for path in self._aside.iterdir():
+            path.unlink()
+        self._aside.rmdir()
+
+
+def _as_json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    try:
+        pa.array([value], ARROW_TYPES[kind])
+    except (UnicodeEncodeError, OverflowError, pa.ArrowException):
+        return False
+    return True

@@ -1,0 +1,132 @@
+"""Parquet, Arrow IPC files and folders written by `datasets.Dataset.save_to_disk`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ftkit.data.arrow_files import map_batches
+from ftkit.data.building import TableBuilder
+from ftkit.data.problems import shorten
+from ftkit.data.readers.source_file import SourceFile
+from ftkit.data.table import Origin, Table
+from ftkit.errors import DataError, Problem
+
+
+def read_parquet(file: SourceFile) -> Table:
+    """Rows of a Parquet file; only the wanted columns are read. Raises DataError if the file is damaged."""
+    import pyarrow.parquet as pq
+
+    builder = file.builder("row")
+    try:
+        with pq.ParquetFile(file.path) as parquet:
+            schema = parquet.schema_arrow
+            names = builder.note_columns(schema.names)
+            for batch in parquet.iter_batches(batch_size=8192, columns=names):
+                builder.add_batch(with_class_names(batch, schema.metadata))
+    except (pa.ArrowException, OSError) as error:
+        builder.discard()
+        raise _damaged(file, "Parquet", error) from error
+    return builder.finish()
+
+
+def read_arrow(file: SourceFile) -> Table:
+    """Rows of an Arrow IPC file or stream, or of a `save_to_disk` folder, memory-mapped."""
+    if file.path.is_dir():
+        folder = _split_folder(file)
+        names = [str(entry["filename"]) for entry in _read_json(folder / "state.json")["_data_files"]]
+        paths = [folder / Path(name).name for name in names]
+    else:
+        paths = [file.path]
+    try:
+        batches = [batch for path in paths for batch in map_batches(path)]
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(file, "Arrow", error) from error
+    return read_batches(file, batches)
+
+
+def read_batches(file: SourceFile, batches: Iterable[pa.RecordBatch]) -> Table:
+    """A table of record batches that are in memory or memory-mapped already."""
+    origin = Origin(label=file.label, weight=file.weight)
+    builder = TableBuilder(origin, file.columns)
+    filled = [batch for batch in batches if batch.num_rows]
+    if not filled:
+        return builder.finish()
+    schema = filled[0].schema
+    names = builder.note_columns(schema.names)
+    kept = [with_class_names(batch.select(names), schema.metadata) for batch in filled]
+    return Table(kept, [(origin, sum(batch.num_rows for batch in kept))], names, source_columns=schema.names)
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether `datasets` wrote this folder with `save_to_disk`."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def with_class_names(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes] | None) -> pa.RecordBatch:
+    """The batch with names in place of class numbers, where `datasets` recorded them (-1, no class, becomes null)."""
+    for name, names in _class_names(metadata).items():
+        index = batch.schema.get_field_index(name)
+        if index < 0:
+            continue
+        column = batch.column(index)
+        if pa.types.is_integer(column.type):
+            named = _named(column, names)
+        elif pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            named = type(column).from_arrays(column.offsets, _named(column.values, names))
+            named = _with_nulls_of(named, column)
+        else:
+            continue
+        batch = batch.set_column(index, pa.field(name, named.type), named)
+    return batch
+
+
+def _split_folder(file: SourceFile) -> Path:
+    if not (file.path / "dataset_dict.json").is_file():
+        return file.path
+    splits = _read_json(file.path / "dataset_dict.json")["splits"]
+    if file.split not in splits:
+        message = f"has no split {file.split!r}, only: {', '.join(splits)}"
+        raise DataError(Problem(message=message, place=file.label, key="split", hint="Name one with `split:` of the source."))
+    return file.path / file.split
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(Problem(message=f"cannot be read: {error}", place=str(path))) from error
+
+
+def _damaged(file: SourceFile, kind: str, error: Exception) -> DataError:
+    reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+    return DataError(Problem(message=f"not a whole {kind} file: {reason}", place=file.label, hint="Copy or write it again."))
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    found: dict[str, list[str]] = {}
+    for name, feature in features.items():
+        inner = feature.get("feature", feature) if isinstance(feature, dict) else feature
+        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
+            found[name] = inner["names"]
+    return found
+
+
+def _named(numbers: pa.Array, names: list[str]) -> pa.Array:
+    lookup = dict(enumerate(names))
+    return pa.array([lookup.get(number) for number in numbers.to_pylist()], pa.large_string())
+
+
+def _with_nulls_of(named: pa.Array, column: pa.Array) -> pa.Array:
+    if not column.null_count:
+        return named
+    rows = zip(named.to_pylist(), column.is_valid().to_pylist(), strict=True)
+    return pa.array([value if valid else None for value, valid in rows], named.type)

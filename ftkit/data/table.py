@@ -1,0 +1,294 @@
+"""Rows of one split, backed by Arrow: in memory, or memory-mapped from files larger than memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from ftkit.data.kinds import NOTHING, is_json, kind_of_field, merged_kind, widen_whole_numbers
+from ftkit.errors import DataError, Problem
+
+POSITION = "\0position"
+"""Hidden column: the line (from 1) of a row, or its index into `Origin.files`."""
+
+STEP = 4096
+"""Rows decoded at a time. The fingerprint depends on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where a run of rows comes from. `label` is the file as messages name it; `files` the paths of a class folder."""
+
+    label: str
+    unit: Literal["line", "row", "file"] = "row"
+    weight: float = 1.0
+    files: tuple[str, ...] = ()
+
+    def place(self, position: int) -> str:
+        """`position`: line or row from 1, or index into `files`."""
+        return self.files[position] if self.unit == "file" else f"{self.label}, {self.unit} {position}"
+
+
+class Table:
+    """Immutable rows. A selection shares the storage of the table it was made from.
+
+    column_names: the columns that rows have. A value that a row lacks is None.
+    source_columns: all columns that the source has, also those that were not read.
+    conflicts: columns that were left out because their values do not fit together, with the reason.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        origins: Sequence[tuple[Origin, int]],
+        column_names: Sequence[str],
+        *,
+        combined: Mapping[str, int] | None = None,
+        indices: np.ndarray | None = None,
+        source_columns: Sequence[str] = (),
+        conflicts: Mapping[str, Problem] | None = None,
+    ) -> None:
+        self._batches, self._origins = list(batches), list(origins)
+        self._starts = _starts([batch.num_rows for batch in batches])
+        self._origin_starts = _starts([rows for _, rows in origins])
+        self._combined = dict(combined or {})
+        self._indices = indices
+        self._fingerprint: str | None = None
+        self.column_names: list[str] = list(column_names)
+        self.source_columns: list[str] = list(source_columns)
+        self.conflicts: dict[str, Problem] = dict(conflicts or {})
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._indices is None else len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows([index])[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for columns in self.chunks():
+            yield from _as_rows(columns)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """Rows by index, in the order asked for. Raises IndexError."""
+        return _as_rows(self._columns_at(self._checked(indices)))
+
+    def chunks(self) -> Iterator[dict[str, list[Any]]]:
+        """All rows in order, as {column: values}, a few thousand rows at a time."""
+        for start in range(0, len(self), STEP):
+            yield self._columns_at(np.arange(start, min(start + STEP, len(self))))
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column."""
+        return [value for columns in self.project({name: name}).chunks() for value in columns[name]]
+
+    def select(self, indices: np.ndarray) -> Table:
+        """The rows with these indices, in this order; nothing is copied. Raises IndexError."""
+        chosen = self._base_rows(self._checked(indices))
+        return self._like(self._batches, self.column_names, self._combined, chosen)
+
+    def project(self, columns: Mapping[str, str | Sequence[str]]) -> Table:
+        """The table with columns {new name: column, or columns whose values are put into a list}. Raises KeyError."""
+        parts: dict[str, str] = {}
+        combined: dict[str, int] = {}
+        for name, sources in columns.items():
+            if isinstance(sources, str):
+                count = self._combined.get(sources)
+                parts.update(zip(_parts(name, count), _parts(sources, count), strict=True))
+                if count is not None:
+                    combined[name] = count
+            else:
+                parts.update(zip(_parts(name, len(sources)), sources, strict=True))
+                combined[name] = len(sources)
+        missing = set(parts.values()) - {part for name in self.column_names for part in _parts(name, self._combined.get(name))}
+        if missing:
+            raise KeyError(", ".join(sorted(missing)))
+        batches = [_renamed(batch, parts) for batch in self._batches]
+        return self._like(batches, list(columns), combined, self._indices)
+
+    def place(self, index: int) -> str:
+        """Where the row comes from: `data/train.csv, line 17`, `x.parquet, row 3`, or the path of its file."""
+        row = int(self._base_rows(self._checked([index]))[0])
+        number = int(np.searchsorted(self._origin_starts, row, side="right")) - 1
+        block = int(np.searchsorted(self._starts, row, side="right")) - 1
+        batch = self._batches[block]
+        if POSITION in batch.schema.names:
+            position = batch.column(POSITION)[row - int(self._starts[block])].as_py()
+        else:
+            position = row - int(self._origin_starts[number]) + 1
+        return self._origins[number][0].place(position)
+
+    def origin_label(self, index: int) -> str:
+        """The file (or other origin) of a row, as messages name it."""
+        row = int(self._base_rows(self._checked([index]))[0])
+        return self._origins[int(np.searchsorted(self._origin_starts, row, side="right")) - 1][0].label
+
+    def weights(self) -> np.ndarray | None:
+        """Weight of each row's source: float64 (rows,). None if all are 1."""
+        weights = np.array([origin.weight for origin, _ in self._origins], dtype=np.float64)
+        if not len(self) or np.all(weights == 1.0):
+            return None
+        rows = self._base_rows(np.arange(len(self)))
+        return weights[np.searchsorted(self._origin_starts, rows, side="right") - 1]
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of column names and values in order; independent of the format that they were read from."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(canonical(self.column_names))
+            for columns in self.chunks():
+                digest.update(canonical([columns[name] for name in self.column_names]))
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    @classmethod
+    def concatenate(cls, tables: Sequence[Table], *, defer_conflicts: bool = False) -> Table:
+        """The rows of all tables, one table after the other.
+
+        Raises DataError if a column holds different kinds of values in two of them; with `defer_conflicts` that column is left out
+        and noted in `conflicts`, for columns that nobody may need.
+        """
+        if len(tables) == 1:
+            return tables[0]
+        names = list(dict.fromkeys(name for table in tables for name in table.column_names))
+        conflicts = _conflicts_between(names, tables)
+        if conflicts and not defer_conflicts:
+            raise DataError(list(conflicts.values()))
+        names = [name for name in names if name not in conflicts]
+        batches = [batch for table in tables for batch in table._batches]
+        indices = None
+        if any(table._indices is not None for table in tables):
+            offsets = _starts([int(table._starts[-1]) for table in tables])
+            parts = [table._base_rows(np.arange(len(table))) + offset for table, offset in zip(tables, offsets, strict=False)]
+            indices = np.concatenate(parts)
+        return cls(
+            widen_whole_numbers(batches, names),
+            [origin for table in tables for origin in table._origins],
+            names,
+            combined={name: count for table in tables for name, count in table._combined.items()},
+            indices=indices,
+            source_columns=list(dict.fromkeys(name for table in tables for name in table.source_columns)),
+            conflicts={**conflicts, **{name: problem for table in tables for name, problem in table.conflicts.items()}},
+        )
+
+    def kind(self, name: str) -> str:
+        """What kind of value a column holds, in words. `nothing`: only nulls."""
+        fields = [batch.schema.field(name) for batch in self._batches if name in batch.schema.names]
+        return merged_kind(kind_of_field(field) for field in fields) or "mixed"
+
+    def _like(
+        self, batches: list[pa.RecordBatch], names: Sequence[str], combined: Mapping[str, int], indices: np.ndarray | None
+    ) -> Table:
+        return Table(
+            batches,
+            self._origins,
+            names,
+            combined=combined,
+            indices=indices,
+            source_columns=self.source_columns,
+            conflicts=self.conflicts,
+        )
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        rows = np.asarray(indices, dtype=np.int64)
+        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
+            raise IndexError(f"row index out of range for {len(self)} rows")
+        return np.where(rows < 0, rows + len(self), rows)
+
+    def _base_rows(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self._indices is None else self._indices[rows]
+
+    def _columns_at(self, rows: np.ndarray) -> dict[str, list[Any]]:
+        rows = self._base_rows(rows)
+        needed = [part for name in self.column_names for part in _parts(name, self._combined.get(name))]
+        values = self._decode(rows, needed)
+        columns: dict[str, list[Any]] = {}
+        for name in self.column_names:
+            parts = [values[part] for part in _parts(name, self._combined.get(name))]
+            columns[name] = [list(row) for row in zip(*parts, strict=True)] if name in self._combined else parts[0]
+        return columns
+
+    def _decode(self, rows: np.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
+        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        if rows.size and blocks.min() == blocks.max():
+            return _decoded(self._batches[blocks[0]], rows - self._starts[blocks[0]], names)
+        values: dict[str, list[Any]] = {name: [None] * len(rows) for name in names}
+        order = np.argsort(blocks, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(blocks[order])) + 1) if rows.size else ():
+            block = blocks[group[0]]
+            for name, items in _decoded(self._batches[block], rows[group] - self._starts[block], names).items():
+                target = values[name]
+                for at, item in zip(group.tolist(), items, strict=True):
+                    target[at] = item
+        return values
+
+
+def _parts(name: str, count: int | None) -> list[str]:
+    """Stored columns of a column that combines `count` of them."""
+    return [name] if count is None else [f"{name}\0{index}" for index in range(count)]
+
+
+def canonical(value: Any) -> bytes:
+    """The value as JSON with sorted keys, for hashing. Equal values give equal bytes."""
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
+
+
+def _plain(value: Any) -> Any:
+    return {"sha256": hashlib.sha256(value).hexdigest()} if isinstance(value, bytes) else repr(value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=_plain)
+
+
+def _starts(counts: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def _as_rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    names = list(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _decoded(batch: pa.RecordBatch, rows: np.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
+    first, count = int(rows[0]), len(rows)
+    contiguous = bool(np.all(np.diff(rows) == 1))
+    taken = None if contiguous else pa.array(rows)
+    values: dict[str, list[Any]] = {}
+    for name in names:
+        index = batch.schema.get_field_index(name)
+        if index < 0:
+            values[name] = [None] * count
+            continue
+        column = batch.column(index)
+        items = (column.slice(first, count) if taken is None else column.take(taken)).to_pylist()
+        if is_json(batch.schema.field(index)):
+            items = [None if item is None else json.loads(item) for item in items]
+        values[name] = items
+    return values
+
+
+def _renamed(batch: pa.RecordBatch, parts: Mapping[str, str]) -> pa.RecordBatch:
+    chosen = {new: batch.schema.get_field_index(old) for new, old in {**parts, POSITION: POSITION}.items()}
+    chosen = {new: index for new, index in chosen.items() if index >= 0}
+    if not chosen:  # a batch without columns has no length
+        return pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], names=["\0empty"])
+    fields = [batch.schema.field(index).with_name(new) for new, index in chosen.items()]
+    return pa.RecordBatch.from_arrays([batch.column(index) for index in chosen.values()], schema=pa.schema(fields))
+
+
+def _conflicts_between(names: Iterable[str], tables: Sequence[Table]) -> dict[str, Problem]:
+    conflicts: dict[str, Problem] = {}
+    for name in names:
+        kinds = [(table.kind(name), table) for table in tables if name in table.column_names]
+        if merged_kind(kind for kind, _ in kinds) is not None:
+            continue
+        first_kind, first = next(pair for pair in kinds if pair[0] != NOTHING)
+        other_kind, other = next(pair for pair in kinds if merged_kind([pair[0], first_kind]) is None)
+        message = f"the column holds {other_kind} here, but {first_kind} in {first.origin_label(0)}"
+        hint = "Give the column the same type in all sources."
+        conflicts[name] = Problem(message=message, place=other.origin_label(0), key=name, hint=hint)
+    return conflicts

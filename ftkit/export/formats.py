@@ -1,0 +1,64 @@
+"""Writes a trained model in a form that others load: a PEFT adapter, or a plain transformers model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ftkit.errors import ExportError, Problem
+from ftkit.files import read_json, sync, write_json
+
+
+def export_adapter(model: Any, processor: Any, target: Path, *, base_name: str) -> None:
+    """Writes the adapter alone, with the tokenizer. `base_name` is what adapter_config.json calls the base model.
+
+    `peft.PeftModel.from_pretrained(base, folder)` loads it.
+    """
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, safe_serialization=True)
+        config = folder / "adapter_config.json"
+        write_json(config, {**read_json(config), "base_model_name_or_path": base_name})
+        # PEFT's own card is a form to fill in; the run folder has a real one.
+        (folder / "README.md").unlink(missing_ok=True)
+        processor.save_pretrained(folder)
+
+    _write_folder(target, write)
+
+
+def export_merged(model: Any, processor: Any, target: Path) -> nn.Module:
+    """Writes a plain model with the trained part folded in, with tokenizer, template and generation config.
+
+    Merging changes `model` for good; returns the merged one. `transformers.AutoModel....from_pretrained(folder)` loads the folder.
+    """
+    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+    def write(folder: Path) -> None:
+        merged.save_pretrained(folder, safe_serialization=True)
+        processor.save_pretrained(folder)
+
+    _write_folder(target, write)
+    return merged
+
+
+def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fills a temporary folder and moves it into place, so that `target` is whole or absent."""
+    if target.exists() and any(target.iterdir()):
+        raise ExportError(
+            Problem(message="already holds files", place=str(target), hint="Choose another folder with --to, or remove it")
+        )
+    temporary = target.with_name(f".tmp-{target.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    for path in temporary.rglob("*"):
+        sync(path)
+    if target.exists():
+        target.rmdir()
+    os.replace(temporary, target)
+    sync(target.parent)

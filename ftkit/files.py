@@ -1,0 +1,92 @@
+"""Writing files so that a reader at any moment sees a whole one, and strict JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Calls `write` with a temporary path beside `path`, makes the result durable and moves it into place."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    write(temporary)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Atomically writes UTF-8 text."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))  # type: ignore[arg-type,return-value]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically writes strict JSON (see `to_json`), indented."""
+    write_text(path, json_text(value, indent=2) + "\n")
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON text: numpy numbers become numbers, numbers that are not finite become null."""
+    return json.dumps(to_json(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def to_json(value: Any) -> Any:
+    """`value` as plain JSON types. Numbers that are not finite become None; paths become text.
+
+    Raises TypeError for what has no place in JSON.
+    """
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return to_json(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in a file. Raises OSError or json.JSONDecodeError."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def sync(path: Path) -> None:
+    """Makes a file's content or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if path.is_file():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_of_stream(stream)
+
+
+def _sha256_of_stream(stream: Any) -> str:
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """Bytes in a file, or in all files below a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())

@@ -1,0 +1,63 @@
+"""Linear probe: the pretrained model is frozen and only the task head trains.
+
+    y = head(f(x)),  head <- head - lr * AdamW(dL/dhead),  f frozen
+
+The head is everything the task put on the backbone, and whatever else the checkpoint has no values for (BERT's pooler in many
+checkpoints), so it is one linear layer or a small network as the model's class has it. Dropout stays as the model sets it.
+Source: Alain & Bengio 2016, https://arxiv.org/abs/1610.01644
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ftkit.methods.base import Capabilities, Default, Method, Paper
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ftkit.models.facts import ModelFacts
+    from ftkit.models.layout import ModelLayout
+
+
+class LinearProbe(Method):
+    """Only the task head trains."""
+
+    name = "linear-probe"
+    summary = "Only the task head trains."
+    update_rule = "y = head(f(x)); head <- head - lr * AdamW(dL/dhead), the pretrained f is frozen"
+    paper = Paper(
+        title="Understanding intermediate layers using linear classifier probes",
+        authors="Alain, Bengio",
+        year=2016,
+        url="https://arxiv.org/abs/1610.01644",
+    )
+    capabilities = Capabilities(adapter=False, merge=True)
+
+    def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
+        rate = Default(value=1e-3, source="Adam's own default (Kingma & Ba 2015, algorithm 1): the head is trained from scratch")
+        return {
+            "train.learning_rate": rate,
+            "train.epochs": Default(value=10.0, source="MEASURED"),
+            "train.weight_decay": Default(value=0.0, source="Alain & Bengio 2016 train probes without a penalty"),
+        }
+
+    def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
+        from ftkit.errors import ModelError
+        from ftkit.models.trainable import train_only
+
+        names = layout.head_parameters()
+        if not names:
+            raise ModelError(
+                f"{layout.architecture} has no head of its own: its output layer shares its weights with the embeddings",
+                hint="A linear probe needs a task with a head (classification, tagging, span extraction); here use `lora`",
+            )
+        return train_only(model, names, layout)
+
+    def declares(self, name: str, layout: ModelLayout) -> bool:
+        return name in layout.head_parameters()
+
+    def parameter_count(self, layout: ModelLayout) -> int:
+        sizes = {name: parameter.numel() for name, parameter in layout.model.named_parameters()}
+        return sum(sizes[name] for name in layout.head_parameters())

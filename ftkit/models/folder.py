@@ -1,0 +1,184 @@
+"""Where a model lies on this machine, which files it is made of, and whether they can be used. No torch here."""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import ModelError, Problem
+from ftkit.paths import PACKAGE_PREFIX, resolve_package
+from ftkit.recipe.schema import ModelSpec
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "model*.bin")
+TOKENIZER_PARTS = (
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "*.tiktoken",
+)
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.*",
+    "additional_chat_templates/*",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "*.py",
+    *TOKENIZER_PARTS,
+)
+
+
+def model_files(path: Path) -> list[Path]:
+    """Files that decide what a model computes: config, tokenizer, weights, code. Sorted, without README and the like.
+
+    path: a model folder, or a .gguf file (which is its own only file).
+    """
+    if path.is_file():
+        return [path]
+    return sorted({file for pattern in MODEL_FILES for file in path.glob(pattern) if file.is_file()})
+
+
+def locate(name: str, base: Path | None = None, *, key: str = "model.name") -> Path | None:
+    """The folder or .gguf file that `name` means on this machine; None if it can only be a hub id.
+
+    Tried in order: `package:`, relative to the working folder, relative to `base`. A name that looks like a path
+    (leading `.`, `/` or `~`, two slashes, or the ending `.gguf`), or that is close to the name of a model folder
+    next to it, is never taken for a hub id. Raises ModelError if nothing is there.
+    """
+    if name.startswith(PACKAGE_PREFIX):
+        try:
+            return resolve_package(name)
+        except FileNotFoundError as error:
+            raise ModelError(
+                Problem(message=str(error), key=key, hint="Install it (`pip install ...`) or correct the path")
+            ) from error
+    candidates = [Path(name).expanduser()]
+    if base is not None and not candidates[0].is_absolute():
+        candidates.append(base / candidates[0])
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate.resolve()
+    sibling = next((near for candidate in candidates if (near := _nearest_sibling(candidate))), None)
+    if sibling is None and not _looks_like_path(name):
+        return None
+    hint = (
+        f"Did you mean {str(Path(name).parent / sibling)!r}?"
+        if sibling
+        else "Give a folder, a .gguf file, a hub id or `package:...`"
+    )
+    raise ModelError(Problem(message=f"there is no model folder or file {name!r}", key=key, hint=hint))
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(".gguf")
+
+
+def _nearest_sibling(path: Path) -> str | None:
+    if not path.parent.is_dir():
+        return None
+    models = [other.name for other in path.parent.iterdir() if (other / "config.json").is_file() or other.suffix == ".gguf"]
+    matches = get_close_matches(path.name, models, n=1, cutoff=0.7)
+    return matches[0] if matches else None
+
+
+def read_json(path: Path, *, key: str = "model.name") -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelError if it is not one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(Problem(message=f"cannot be read as JSON: {error}", place=str(path), key=key)) from error
+    if not isinstance(content, dict):
+        raise ModelError(Problem(message=f"holds a {type(content).__name__}, expected a JSON object", place=str(path), key=key))
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises ModelError if there is none."""
+    path = folder / "config.json"
+    if path.is_file():
+        return read_json(path)
+    if (folder / "adapter_config.json").is_file():
+        message, hint = "holds an adapter, not a model", "Name the model that the adapter belongs to"
+    elif weights := sorted(folder.glob("*.gguf")):
+        message, hint = "has no config.json", f"Name the file itself: {weights[0]}"
+    else:
+        message, hint = "has no config.json", "A model folder has config.json, model.safetensors and tokenizer files"
+    raise ModelError(Problem(message=message, place=str(folder), key="model.name", hint=hint))
+
+
+def check_remote_code(config: dict[str, Any], path: Path, spec: ModelSpec) -> None:
+    """Raises ModelError if a config asks for Python code that ships with the model and the recipe does not allow it."""
+    code = config.get("auto_map")
+    if not code or spec.trust_remote_code:
+        return
+    named = ", ".join(f"{name}: {target}" for name, target in code.items()) if isinstance(code, dict) else str(code)
+    raise ModelError(
+        Problem(
+            message=f"`auto_map` asks to run Python code that ships with the model ({named[:200]})",
+            place=str(path),
+            key="model.trust_remote_code",
+            hint="Read that code first; then set `trust_remote_code: true` and pass --trust-remote-code",
+        )
+    )
+
+
+def check_folder(folder: Path, config: dict[str, Any], spec: ModelSpec, *, text: bool) -> None:
+    """Raises ModelError with everything that keeps a model folder from being used.
+
+    text: the model reads text, so it needs a tokenizer (unless the recipe names another one).
+    """
+    check_remote_code(config, folder / "config.json", spec)
+    problems = _weight_problems(folder)
+    if text and spec.tokenizer is None:
+        problems += tokenizer_problems(folder, spec)
+    if problems:
+        raise ModelError(problems)
+
+
+def tokenizer_problems(folder: Path, spec: ModelSpec, *, key: str = "model.name") -> list[Problem]:
+    """What keeps the tokenizer of a folder from being loaded. Raises ModelError if it ships its own code."""
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        check_remote_code(read_json(settings, key=key), settings, spec)
+    if any(next(folder.glob(pattern), None) for pattern in ("tokenizer.json", *TOKENIZER_PARTS)):
+        return []
+    hint = "Copy tokenizer.json and tokenizer_config.json next to config.json, or name a tokenizer with `model.tokenizer`"
+    return [Problem(message="has no tokenizer files (tokenizer.json or a vocabulary)", place=str(folder), key=key, hint=hint)]
+
+
+def _weight_problems(folder: Path) -> list[Problem]:
+    if (folder / WEIGHTS).is_file():
+        return []
+    if (folder / WEIGHTS_INDEX).is_file():
+        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map", {})
+        missing = sorted({name for name in shards.values() if not (folder / name).is_file()})
+        message = f"{len(missing)} of its weight files are missing: {', '.join(missing[:5])}"
+        return [Problem(message=message, place=str(folder), key="model.name", hint="Download the model again")] if missing else []
+    pickled = sorted(file.name for pattern in PICKLED_WEIGHTS for file in folder.glob(pattern))
+    if not pickled:
+        return [
+            Problem(message=f"has no weights ({WEIGHTS})", place=str(folder), key="model.name", hint="Download the model again")
+        ]
+    return [
+        Problem(
+            message=f"has its weights only as pickle ({pickled[0]}), which can run code when it is read; ftkit reads {WEIGHTS}",
+            place=str(folder),
+            key="model.name",
+            hint="If you trust the file, convert it once: AutoModel.from_pretrained(folder).save_pretrained(folder) writes safetensors",
+        )
+    ]

@@ -1,0 +1,178 @@
+"""Loads a pretrained model with the head that a task needs, and says what the checkpoint did not provide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftkit.errors import ModelError, Problem
+from ftkit.models.facts import ModelFacts, read_facts
+from ftkit.models.folder import locate
+from ftkit.models.processor import align_padding, load_processor, processor_key
+from ftkit.models.quiet import quiet_libraries
+from ftkit.recipe.schema import ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ftkit.models.layout import ModelLayout
+    from ftkit.tasks.base import Head
+
+__all__ = ["LoadedModel", "align_padding", "load_model", "load_processor", "processor_key", "trainable_report"]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHOWN = 5
+
+
+@dataclass
+class LoadedModel:
+    """A model with its head, in evaluation mode.
+
+    fresh: names of the parameters that the checkpoint did not provide.
+    """
+
+    model: nn.Module
+    layout: ModelLayout
+    facts: ModelFacts
+    fresh: frozenset[str]
+
+
+def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = None, allow_remote_code: bool = False) -> LoadedModel:
+    """The model that a recipe names, with the head of a task; fresh weights are a function of `seed` alone.
+
+    base: folder that relative paths are tried against after the working folder.
+    allow_remote_code: the user said --trust-remote-code; the recipe must say so too.
+    A head of another shape than the checkpoint's is initialized anew. Raises ModelError if the model cannot be loaded, has
+    no such head, or lacks weights of its own body.
+    """
+    check_remote_code_request(spec, base, allow_remote_code)
+    facts = read_facts(spec, base)
+    quiet_libraries()
+    import torch
+
+    from ftkit.models.layout import ModelLayout
+
+    source, arguments = _arguments(spec, base)
+    config = _build_config(source, arguments, head)
+    torch.manual_seed(seed)
+    model, info = _from_pretrained(spec, head, source, arguments, config)
+    mismatched = {entry[0] for entry in info["mismatched_keys"]}
+    layout = ModelLayout(model, {*info["missing_keys"], *mismatched})
+    _check_complete(spec, layout, mismatched)
+    return LoadedModel(model=model, layout=layout, facts=facts, fresh=layout.fresh)
+
+
+def check_remote_code_request(spec: ModelSpec, base: Path | None, allowed: bool) -> None:
+    """Raises ModelError if the recipe trusts remote code but the command line does not, or the code is not pinned."""
+    if not spec.trust_remote_code:
+        return
+    key = "model.trust_remote_code"
+    if not allowed:
+        message = "the recipe asks to run code that ships with the model, the command line does not allow it"
+        raise ModelError(Problem(message=message, key=key, hint="Read that code, then pass --trust-remote-code"))
+    if locate(spec.name, base) is None and not _COMMIT.fullmatch(spec.revision or ""):
+        message = f"code from a hub id runs only at a pinned commit; the revision is {spec.revision!r}"
+        raise ModelError(Problem(message=message, key="model.revision", hint="Set `revision` to a commit hash of 40 characters"))
+
+
+def _arguments(spec: ModelSpec, base: Path | None) -> tuple[str | Path, dict[str, Any]]:
+    """What to hand to from_pretrained of configs and models: a folder or hub id, and its arguments."""
+    path = locate(spec.name, base)
+    arguments: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    if path is None:
+        return spec.name, {**arguments, "revision": spec.revision or "main"}
+    arguments["local_files_only"] = True
+    return (path.parent, {**arguments, "gguf_file": path.name}) if path.is_file() else (path, arguments)
+
+
+def _build_config(source: str | Path, arguments: dict[str, Any], head: Head) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+        raise _unloadable(str(source), error) from error
+    # num_labels first: setting it makes up new label names, which those of the task then replace.
+    for name in sorted(head.config, key=lambda entry: entry != "num_labels"):
+        setattr(config, name, head.config[name])
+    return config
+
+
+def _from_pretrained(
+    spec: ModelSpec, head: Head, source: str | Path, arguments: dict[str, Any], config: Any
+) -> tuple[Any, dict[str, Any]]:
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    options = dict(arguments)
+    if "gguf_file" in options:
+        # Without this the model stays marked as quantized and can be neither saved nor merged.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    else:
+        options["use_safetensors"] = True
+    if spec.attention != "auto":
+        options["attn_implementation"] = spec.attention
+    dtype = torch.float32 if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    auto_class = getattr(transformers, head.auto_class)
+    try:
+        return auto_class.from_pretrained(
+            source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if "Unrecognized configuration class" in str(error):
+            message = f"transformers has no {head.auto_class} for the architecture {config.model_type!r}"
+            raise ModelError(Problem(message=message, key="task", hint="Choose another model or another task")) from error
+        raise _unloadable(spec.name, error) from error
+
+
+def _unloadable(name: str, error: Exception) -> ModelError:
+    reason = str(error).strip().split("\n")[0][:300]
+    hint = "Install gguf: pip install gguf" if isinstance(error, ImportError) and "gguf" in str(error).lower() else ""
+    return ModelError(Problem(message=f"{name!r} cannot be loaded ({type(error).__name__}: {reason})", key="model.name", hint=hint))
+
+
+def _check_complete(spec: ModelSpec, layout: ModelLayout, mismatched: set[str]) -> None:
+    """Fresh parameters belong in the head (with a pooler); anywhere else the model would compute noise."""
+    head = set(layout.head_parameters())
+    lacking = [name for name in layout.model.state_dict() if layout.canonical(name) in layout.fresh - head]
+    if not lacking:
+        return
+    if misfits := [name for name in lacking if name in mismatched]:
+        message = f"{len(misfits)} weights have other shapes than config.json says: {_listed(misfits)}"
+    else:
+        message = f"the checkpoint lacks {len(lacking)} weights of the model's body: {_listed(lacking)}"
+    hint = f"The checkpoint is damaged or of another architecture than {layout.architecture}"
+    raise ModelError(Problem(message=message, place=spec.name, key="model.name", hint=hint))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def trainable_report(model: nn.Module, layout: ModelLayout) -> dict[str, Any]:
+    """Numbers of parameters: {trainable, total, groups: {embeddings, blocks, head, adapter: {trainable, total}}}.
+
+    model: the layout's plain model or a PeftModel around it. `adapter` is what the plain model does not have. A part that
+    PEFT trains as a copy (`modules_to_save`) is counted once, as the copy.
+    """
+    groups = {group: {"trainable": 0, "total": 0} for group in ("embeddings", "blocks", "head", "adapter")}
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
+        group = groups[_group(name, layout)]
+        group["total"] += parameter.numel()
+        group["trainable"] += parameter.numel() if parameter.requires_grad else 0
+    sums = {count: sum(group[count] for group in groups.values()) for count in ("trainable", "total")}
+    return {**sums, "groups": groups}
+
+
+def _group(name: str, layout: ModelLayout) -> str:
+    if not layout.is_parameter(layout.canonical(name)):
+        return "adapter"
+    depth = layout.depth(name)
+    return "embeddings" if depth == 0 else "blocks" if depth <= len(layout.blocks) else "head"

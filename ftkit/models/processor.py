@@ -1,0 +1,127 @@
+"""Tokenizers and image processors: loading, their identity, and the padding id that a model must share with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import ModelError, Problem
+from ftkit.models.facts import ModelFacts
+from ftkit.models.folder import locate, read_json, tokenizer_problems
+from ftkit.models.quiet import quiet_libraries
+from ftkit.recipe.schema import ModelSpec
+
+
+def load_processor(spec: ModelSpec, facts: ModelFacts, base: Path | None = None) -> Any:
+    """The fast tokenizer that a recipe names (the model's own unless `model.tokenizer` is set); for a vision model its
+    image processor.
+
+    A tokenizer without a padding token pads with its end token; the vocabulary is never resized, and padding is masked by
+    position, so that a true end token stays visible. Never runs code that ships with a tokenizer. Raises ModelError if
+    there is none, or no fast one.
+    """
+    quiet_libraries()
+    if facts.kind == "vision":
+        return _load_image_processor(spec, base)
+    key = "model.tokenizer" if spec.tokenizer else "model.name"
+    tokenizer = _load_tokenizer(spec, key, base)
+    if not tokenizer.is_fast:
+        hint = (
+            "Convert it once with transformers' convert_slow_tokenizer and save tokenizer.json, or name another `model.tokenizer`"
+        )
+        raise ModelError(Problem(message=f"{type(tokenizer).__name__} has no fast version, which ftkit needs", key=key, hint=hint))
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            hint = "Set `pad_token` in its tokenizer_config.json to a token of its vocabulary"
+            raise ModelError(Problem(message="the tokenizer has neither a padding nor an end token", key=key, hint=hint))
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _load_tokenizer(spec: ModelSpec, key: str, base: Path | None) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    source, arguments = _source(spec, spec.tokenizer or spec.name, key, base)
+    if isinstance(source, Path) and "gguf_file" not in arguments and (problems := tokenizer_problems(source, spec, key=key)):
+        raise ModelError(problems)
+    try:
+        # AutoTokenizer puts the class of the model type (Qwen2Tokenizer) above the class that the folder states, and then
+        # rebuilds another tokenizer than the one in tokenizer.json.
+        if isinstance(source, Path) and _is_plain(source, key):
+            return PreTrainedTokenizerFast.from_pretrained(source, **arguments)
+        return AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise _unloadable("tokenizer", spec.tokenizer or spec.name, key, error) from error
+
+
+def _is_plain(folder: Path, key: str) -> bool:
+    """Whether a folder says that tokenizer.json is all there is to its tokenizer."""
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file() or not (folder / "tokenizer.json").is_file():
+        return False
+    return read_json(settings, key=key).get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def _load_image_processor(spec: ModelSpec, base: Path | None) -> Any:
+    from transformers import AutoImageProcessor
+
+    source, arguments = _source(spec, spec.name, "model.name", base)
+    if isinstance(source, Path) and not (source / "preprocessor_config.json").is_file():
+        hint = "Copy preprocessor_config.json from the model's origin: it states the image size, mean and deviation"
+        raise ModelError(Problem(message="has no preprocessor_config.json", place=str(source), key="model.name", hint=hint))
+    try:
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise _unloadable("image processor", spec.name, "model.name", error) from error
+
+
+def _source(spec: ModelSpec, name: str, key: str, base: Path | None) -> tuple[str | Path, dict[str, Any]]:
+    """What to hand to from_pretrained: a folder or hub id, and its arguments."""
+    path = locate(name, base, key=key)
+    if path is None:
+        return name, {"revision": spec.revision if name == spec.name else None}
+    if path.is_file():
+        return path.parent, {"gguf_file": path.name, "local_files_only": True}
+    return path, {"local_files_only": True}
+
+
+def _unloadable(what: str, name: str, key: str, error: Exception) -> ModelError:
+    reason = str(error).strip().split("\n")[0][:300]
+    return ModelError(Problem(message=f"the {what} of {name!r} cannot be loaded ({type(error).__name__}: {reason})", key=key))
+
+
+def processor_key(processor: Any) -> str:
+    """sha256 over all that decides what a processor does, as hex; the same in every process and folder.
+
+    Truncation and padding are left out: calls set them as they go, and the task's own options decide them.
+    """
+    backend = getattr(processor, "backend_tokenizer", None)
+    if backend is None:
+        content: Any = {"class": type(processor).__name__, "settings": processor.to_dict()}
+    else:
+        serialized = json.loads(backend.to_str())
+        serialized |= {"truncation": None, "padding": None}
+        content = {
+            "tokenizer": serialized,
+            "special_tokens": {name: str(token) for name, token in processor.special_tokens_map.items()},
+            "chat_template": processor.chat_template,
+            "model_max_length": processor.model_max_length,
+        }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def align_padding(model: Any, processor: Any) -> None:
+    """Gives the model's config the padding id of its tokenizer.
+
+    Decoders with a classification head look for the last token that is not padding by this id; without it they refuse
+    batches, and with another one than the tokenizer's they read the wrong position.
+    """
+    padding = getattr(processor, "pad_token_id", None)
+    if padding is None:
+        return
+    for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
+        config.pad_token_id = padding
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = padding

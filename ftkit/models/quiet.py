@@ -1,0 +1,35 @@
+"""Keeps the libraries below ftkit from writing to the terminal: ftkit itself says what a user needs to know."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+# Read by the libraries when they are first imported; a value that the user has set stays.
+_SETTINGS = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+_LOGGERS = ("accelerate", "bitsandbytes", "huggingface_hub", "kernels", "peft")
+
+
+def quiet_libraries() -> None:
+    """Turns off progress bars, load reports and notices of transformers, peft and their companions; errors still show.
+
+    Best called before they are imported; works afterwards too. A level set through TRANSFORMERS_VERBOSITY is kept.
+    """
+    chosen = "TRANSFORMERS_VERBOSITY" in os.environ
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        if not chosen:
+            transformers_logging.set_verbosity_error()

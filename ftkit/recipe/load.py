@@ -1,0 +1,179 @@
+"""From a recipe file to a checked `Recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import Problem, RecipeError
+from ftkit.recipe.checking import check, key_homes
+from ftkit.recipe.expectations import parse_bound
+from ftkit.recipe.overriding import apply_overrides, resolve_references
+from ftkit.recipe.reading import Document, dotted, read_file, read_text
+from ftkit.recipe.schema import Component, Origin, Recipe, RecipeBody, Strict
+from ftkit.registry import METHODS, TASKS, Registry
+
+COMPONENTS: dict[str, Registry[Any]] = {"task": TASKS, "method": METHODS}
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and checks a recipe file with command line overrides applied.
+
+    Raises RecipeError with every problem found, each with its place.
+    """
+    return _recipe(read_file(path), overrides, path.stem, path.parent.absolute())
+
+
+def parse_recipe(text: str, name: str = "recipe", overrides: Sequence[str] = (), base: Path | None = None) -> Recipe:
+    """Like `load_recipe`, from text; `name` is what messages call it, `base` the folder its relative paths start from."""
+    return _recipe(read_text(text, name), overrides, name, base or Path.cwd())
+
+
+def _recipe(document: Document, overrides: Sequence[str], name: str, base: Path) -> Recipe:
+    apply_overrides(document, overrides)
+    resolve_references(document)
+    if not isinstance(document.value, dict):
+        what = "is empty" if document.value is None else "is not a mapping of keys"
+        raise RecipeError(
+            Problem(message=f"the recipe {what}", place=document.place(()), hint="Start from one: ftkit recipes list")
+        )
+    return _checked(document, Origin(name=name, base=base, text=document.text, overrides=tuple(overrides)))
+
+
+def _checked(document: Document, origin: Origin) -> Recipe:
+    homes = _homes(document)
+    problems: list[Problem] = []
+    components: dict[str, Component] = {}
+    for kind, registry in COMPONENTS.items():
+        component, found = _component(kind, registry, document, homes)
+        problems += found
+        if component is not None:
+            components[kind] = component
+    rest = {key: value for key, value in document.value.items() if key not in COMPONENTS}
+    body, found = check(RecipeBody, rest, document, (), homes)
+    problems += [_with_component_names(problem) for problem in found]
+    if body is not None:
+        problems += _across_keys(body, components, document)
+    if problems or body is None:
+        raise RecipeError(sorted(problems, key=_position))
+    fields = {name: getattr(body, name) for name in RecipeBody.model_fields}
+    return Recipe.model_construct(**fields, **components, origin=origin)
+
+
+def _homes(document: Document) -> dict[str, list[str]]:
+    """Where each key name belongs: in the body, or in the options of the task and method that the recipe names."""
+    homes = key_homes(RecipeBody)
+    for kind, registry in COMPONENTS.items():
+        value = document.value.get(kind)
+        name = value.get("name") if isinstance(value, dict) else value
+        if isinstance(name, str) and name in registry.names():
+            for key, places in key_homes(registry.get(name).Options, kind).items():
+                homes.setdefault(key, []).extend(places)
+    return homes
+
+
+def _component(
+    kind: str, registry: Registry[Any], document: Document, homes: dict[str, list[str]]
+) -> tuple[Component | None, list[Problem]]:
+    value = document.value.get(kind)
+    if isinstance(value, str):
+        value = {"name": value}
+    place = document.place((kind,))
+    known = ", ".join(registry.names())
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None, [Problem(message=f"a {kind} name is required", place=place, key=kind, hint=f"Known: {known}")]
+    name = value["name"]
+    try:
+        component = registry.get(name)
+    except KeyError:
+        near = registry.nearest(name)
+        hint = f"Did you mean {near!r}? Known: {known}" if near else f"Known: {known}"
+        return None, [Problem(message=f"unknown {kind} {name!r}", place=document.place((kind, "name")), key=kind, hint=hint)]
+    rest = {key: item for key, item in value.items() if key != "name"}
+    options, problems = check(component.Options, rest, document, (kind,), homes)
+    if options is None:
+        return None, problems
+    if kind == "task" and (wrong := component(options).check_options()):
+        return None, [Problem(message=wrong, place=place, key=kind)]
+    return Component(name=name, options=options), []
+
+
+def _with_component_names(problem: Problem) -> Problem:
+    """`Known here:` of the top level names task and method too."""
+    if "Known here: model, data" not in problem.hint:
+        return problem
+    hint = problem.hint.replace("model, data", "model, task, data, method")
+    return Problem(message=problem.message, place=problem.place, key=problem.key, hint=hint)
+
+
+def _position(problem: Problem) -> tuple[str, int, int]:
+    name, *numbers = problem.place.rsplit(":", 2)
+    line, column = (int(number) if number.isdigit() else 0 for number in (*numbers, "", "")[:2])
+    return (name, line, column)
+
+
+def _across_keys(body: RecipeBody, components: dict[str, Component], document: Document) -> list[Problem]:
+    """Rules that concern several keys at once."""
+    found: list[tuple[tuple[str | int, ...], str, str]] = []
+    train, data = body.train, body.data
+    has_validation = data.validation is not None or bool(data.split and data.split.validation)
+    has_test = data.test is not None or bool(data.split and data.split.test)
+    if train.early_stopping and not has_validation:
+        found.append((("train", "early_stopping"), "needs validation rows", "Add `data.validation` or `data.split.validation`"))
+    for name in ("validation", "test"):
+        if getattr(data, name) is not None and data.split and getattr(data.split, name):
+            found.append((("data", "split", name), f"`data.{name}` already names the {name} rows", "Remove one of the two"))
+    if data.split and data.split.group and data.split.stratify not in ("auto", "none"):
+        found.append(
+            (("data", "split", "stratify"), "rows are grouped by `group` and cannot be stratified too", "Remove one of the two")
+        )
+    if data.split and data.split.validation + data.split.test >= 1:
+        found.append((("data", "split"), "validation and test leave nothing to train on", "Their sum must be below 1"))
+    if train.optimizer != "sgd" and train.momentum:
+        found.append(
+            (("train", "momentum"), f"the optimizer {train.optimizer!r} has no momentum", "Remove it, or use `optimizer: sgd`")
+        )
+    if body.expect and not (has_validation or has_test):
+        found.append((("expect",), "there is no test or validation split to read metrics off", "Add `data.test` or `data.split`"))
+    for name, bound in body.expect.items():
+        if (wrong := parse_bound(bound)[1]) != "":
+            found.append((("expect", name), wrong, 'Write a comparison, as in ">= 0.95"'))
+    found += _component_rules(body, components)
+    return [Problem(message=message, place=document.place(path), key=dotted(path), hint=hint) for path, message, hint in found]
+
+
+def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list[tuple[tuple[str | int, ...], str, str]]:
+    found: list[tuple[tuple[str | int, ...], str, str]] = []
+    if (method := components.get("method")) is not None:
+        can = METHODS.get(method.name).capabilities
+        for index, form in enumerate(body.export):
+            if form == "adapter" and not can.adapter:
+                found.append(
+                    (("export", index), f"{method.name} trains the model itself; there is no separate adapter", "Use `merged`")
+                )
+            if form == "merged" and can.adapter and not can.merge:
+                found.append((("export", index), f"what {method.name} trains cannot be merged into the model", "Use `adapter`"))
+        if body.train.gradient_checkpointing and not can.checkpointing:
+            found.append((("train", "gradient_checkpointing"), f"{method.name} does not work with it", "Set it to false"))
+    if (task := components.get("task")) is not None:
+        found += _metric_rules(body, TASKS.get(task.name)(task.options))
+    return found
+
+
+def _metric_rules(body: RecipeBody, task: Any) -> list[tuple[tuple[str | int, ...], str, str]]:
+    known = [metric.name for metric in task.metrics()]
+    named: list[tuple[tuple[str | int, ...], str]] = [(("train", "best_metric"), body.train.best_metric)]
+    if body.train.early_stopping:
+        named.append((("train", "early_stopping", "metric"), body.train.early_stopping.metric))
+    named += [(("expect", name), name) for name in body.expect]
+    hint = f"The metrics of {task.name}: {', '.join(known)}"
+    found = [(path, f"unknown metric {name!r}", hint) for path, name in named if name != "auto" and name not in known]
+    if body.train.label_smoothing and not task.supports_label_smoothing:
+        found.append((("train", "label_smoothing"), f"{task.name} as given has no labels to smooth", "Remove it"))
+    return found
+
+
+def options_schema() -> dict[str, type[Strict]]:
+    """`task: name` / `method: name` and the Options class of each known component."""
+    return {f"{kind}: {name}": registry.get(name).Options for kind, registry in COMPONENTS.items() for name in registry.names()}

@@ -1,0 +1,222 @@
+"""The plan: a recipe with every `auto` replaced, and where each value came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import Problem, RecipeError
+from ftkit.methods.base import Default, Method
+from ftkit.models.facts import ModelFacts
+from ftkit.paths import PACKAGE_PREFIX
+from ftkit.recipe.reading import scalar
+from ftkit.recipe.schema import Recipe
+from ftkit.registry import METHODS, TASKS
+from ftkit.tasks.base import Task
+
+FALLBACKS = {
+    "train.epochs": Default(value=3.0, source="ftkit: usual number of passes for a fine-tuning run"),
+    "train.weight_decay": Default(value=0.0, source="ftkit: no decay unless the method asks for it"),
+    "train.warmup_ratio": Default(value=0.06, source="RoBERTa (Liu et al. 2019), appendix C: warm-up over 6 % of the steps"),
+    "model.dtype": Default(value="float32", source="ftkit: full precision unless the recipe says otherwise"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe that leaves nothing open.
+
+    recipe: no value is `auto` except `model.attention` and source formats, where transformers and the file ending decide.
+    sources: for each value that was `auto`, by dotted key: a paper, a measurement, a rule.
+    Relative paths that exist are made absolute.
+    """
+
+    recipe: Recipe
+    facts: ModelFacts
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def task(self) -> Task:
+        """A fresh task object with the planned options."""
+        return TASKS.get(self.recipe.task.name)(self.recipe.task.options)
+
+    def method(self) -> Method:
+        """A fresh method object with the planned options."""
+        return METHODS.get(self.recipe.method.name)(self.recipe.method.options)
+
+    def to_yaml(self) -> str:
+        """The plan as a recipe that `ftkit train` runs, with the source of each default beside it."""
+        lines = ["# The complete recipe of a run. Comments say where a value came from that the recipe left to ftkit."]
+        _write(recipe_values(self.recipe), "", self.sources, "", lines)
+        return "\n".join(lines) + "\n"
+
+
+def recipe_values(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain values, in the order people write one."""
+    values = recipe.model_dump(mode="json", exclude={"task", "method", "origin"}, warnings=False)
+    for kind in ("task", "method"):
+        component = getattr(recipe, kind)
+        values[kind] = {"name": component.name, **component.options.model_dump(mode="json")}
+    order = ["model", "task", "data", "method"]
+    return {**{key: values[key] for key in order}, **{key: value for key, value in values.items() if key not in order}}
+
+
+def make_plan(recipe: Recipe, facts: ModelFacts, *, gpu: bool, gpu_bf16: bool) -> Plan:
+    """Fills in every default.
+
+    gpu, gpu_bf16: whether there is a GPU, and whether it computes in bfloat16. Raises RecipeError for a combination that cannot
+    work (all of them at once).
+    """
+    task = TASKS.get(recipe.task.name)(recipe.task.options)
+    method = METHODS.get(recipe.method.name)(recipe.method.options)
+    defaults = {**FALLBACKS, **_derived(recipe, task, gpu_bf16), **task.defaults(facts), **method.defaults(facts)}
+    sources: dict[str, str] = {}
+    filled = _fill(recipe, "", defaults, sources)
+    plan = Plan(recipe=_absolute_paths(filled, recipe.origin.base), facts=facts, sources=sources)
+    if problems := _misfits(plan, gpu):
+        raise RecipeError(problems)
+    return plan
+
+
+def _derived(recipe: Recipe, task: Task, gpu_bf16: bool) -> dict[str, Default]:
+    """Defaults that follow from other keys, the task or the machine."""
+    train = recipe.train
+    metrics = {metric.name: metric for metric in task.metrics()}
+    best = train.best_metric if train.best_metric != "auto" else next(iter(metrics))
+    watched = train.early_stopping.metric if train.early_stopping and train.early_stopping.metric != "auto" else best
+    return {
+        "train.best_metric": Default(value=best, source=f"the first metric of {task.name}"),
+        "train.early_stopping.metric": Default(value=best, source="train.best_metric"),
+        "train.early_stopping.mode": Default(value=metrics[watched].direction, source=f"the direction of {watched}"),
+        "train.eval_batch_size": Default(
+            value=2 * train.batch_size, source="twice train.batch_size: nothing is kept for a backward pass"
+        ),
+        "train.precision": Default(
+            value="bf16" if gpu_bf16 else "fp32",
+            source="this machine's GPU computes in bf16" if gpu_bf16 else "no GPU with bf16 here",
+        ),
+        "data.split.stratify": Default(
+            value=_stratify_column(recipe, task),
+            source="the task's label column" if task.stratify_column() else "the task has no label column",
+        ),
+        "output": Default(value=f"runs/{recipe.origin.name}", source="the recipe's file name"),
+    }
+
+
+def _stratify_column(recipe: Recipe, task: Task) -> str:
+    if recipe.data.split and recipe.data.split.group:
+        return "none"
+    return "auto" if task.stratify_column() else "none"
+
+
+def _fill(value: Any, key: str, defaults: Mapping[str, Default], sources: dict[str, str]) -> Any:
+    """A copy of a model with each `auto` field replaced where `defaults` knows its key."""
+    changes: dict[str, Any] = {}
+    for name in type(value).model_fields:
+        current, inner = getattr(value, name), f"{key}.{name}" if key else name
+        if isinstance(current, str) and current == "auto" and inner in defaults:
+            changes[name] = defaults[inner].value
+            if changes[name] != "auto":
+                sources[inner] = defaults[inner].source
+        elif hasattr(type(current), "model_fields"):
+            holder = current.options if inner in ("task", "method") else current
+            filled = _fill(holder, inner, defaults, sources)
+            changes[name] = current.model_copy(update={"options": filled}) if holder is not current else filled
+    return value.model_copy(update=changes)
+
+
+def _absolute_paths(recipe: Recipe, base: Path) -> Recipe:
+    """Local relative paths made absolute, so that the plan runs from any folder."""
+    model = recipe.model
+    names = {key: locate(getattr(model, key), base) for key in ("name", "tokenizer") if getattr(model, key)}
+    data = recipe.data
+    sources = {
+        split: [source.model_copy(update={"path": locate(source.path, base)}) for source in getattr(data, split)]
+        for split in ("train", "validation", "test")
+        if getattr(data, split) is not None
+    }
+    return recipe.model_copy(update={"model": model.model_copy(update=names), "data": data.model_copy(update=sources)})
+
+
+def locate(text: str, base: Path) -> str:
+    """An absolute path for a relative one that exists here or beside the recipe; other texts (hub ids, `package:`) as they are.
+
+    A glob or `#count` ending is kept.
+    """
+    if text.startswith((PACKAGE_PREFIX, "hub:")) or os.path.isabs(text):
+        return text
+    stem = text if os.path.exists(text) else text.rpartition("#")[0] or text
+    fixed = Path(*_fixed_parts(stem))
+    for folder in (Path.cwd(), base):
+        if fixed.parts and (folder / fixed).exists():
+            return str((folder / text).absolute())
+    return text
+
+
+def _fixed_parts(text: str) -> list[str]:
+    parts: list[str] = []
+    for part in Path(text).parts:
+        if any(sign in part for sign in "*?["):
+            break
+        parts.append(part)
+    return parts
+
+
+def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
+    recipe, facts, task, method = plan.recipe, plan.facts, plan.task(), plan.method()
+    found: list[tuple[str, str, str]] = []
+    if facts.kind not in task.model_kinds | {"unknown"}:
+        kinds = ", ".join(sorted(task.model_kinds))
+        found.append(
+            (
+                "model.name",
+                f"{facts.model_type} is of the kind {facts.kind!r}; {task.name} needs one of: {kinds}",
+                "Choose another model",
+            )
+        )
+    if reason := task.refusal(facts):
+        found.append(("task", reason, ""))
+    if reason := method.refusal(facts):
+        found.append(("method", reason, ""))
+    if recipe.train.precision == "fp16" and not gpu:
+        found.append(("train.precision", "fp16 needs a GPU and there is none here", "Use `precision: auto` (fp32 here) or `bf16`"))
+    if recipe.train.learning_rate == "auto":
+        found.append(("train.learning_rate", f"{method.name} has no default for this model", "Give a number"))
+    return [Problem(message=message, key=key, hint=hint) for key, message, hint in found]
+
+
+def _write(value: Mapping[str, Any], key: str, sources: Mapping[str, str], indent: str, lines: list[str]) -> None:
+    for name, item in value.items():
+        inner = f"{key}.{name}" if key else name
+        note = f"  # {sources[inner]}" if inner in sources else ""
+        if isinstance(item, dict) and item:
+            lines.append(f"{indent}{_scalar(name)}:")
+            _write(item, inner, sources, indent + "  ", lines)
+        elif isinstance(item, list) and item and isinstance(item[0], dict):
+            lines.append(f"{indent}{name}:")
+            for entry in item:
+                block: list[str] = []
+                _write(entry, inner, sources, indent + "    ", block)
+                block[0] = f"{indent}  - {block[0].lstrip()}"
+                lines.extend(block)
+        else:
+            lines.append(f"{indent}{_scalar(name)}: {_flow(item)}{note}")
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_scalar(key)}: {_flow(item)}" for key, item in value.items()) + "}"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, str):
+        plain = re.fullmatch(r"[\w./@+-][\w./@+ -]*[\w./@+-]|[\w./]", value) and scalar(value) == value and "${" not in value
+        return value if plain and not value.startswith("-") else json.dumps(value.replace("${", "$${"), ensure_ascii=False)
+    return json.dumps(value)

@@ -1,0 +1,104 @@
+"""The run folder's README.md: what was trained, on what, how well, and how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ftkit.recipe.plan import Plan
+from ftkit.registry import METHODS, TASKS
+from ftkit.tasks.base import Task
+
+
+def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping[str, Any]) -> str:
+    """Markdown with metrics, intervals, parameters, resources, data and loading code. Values come from `results` alone."""
+    recipe = plan.recipe
+    head = [
+        "---",
+        "library_name: " + ("peft" if METHODS.get(recipe.method.name).capabilities.adapter else "transformers"),
+        f"pipeline_tag: {recipe.task.name}",
+        "tags: [ftkit]",
+        "---",
+        "",
+        f"# {recipe.origin.name}",
+        "",
+        f"`{recipe.model.name}` adapted to {recipe.task.name} with **{recipe.method.name}** by ftkit {results['ftkit_version']}.",
+        "",
+        f"{TASKS.get(recipe.task.name).summary} {METHODS.get(recipe.method.name).summary}",
+        "",
+    ]
+    parts = [head, _metrics(results), _facts(plan, results), _data(results, lock), _loading(plan, results, task), _method(plan)]
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _metrics(results: Mapping[str, Any]) -> list[str]:
+    evaluated = {name: facts for name, facts in results["splits"].items() if "metrics" in facts}
+    if not evaluated:
+        return ["No validation or test rows were given, so nothing was measured.", ""]
+    lines = ["## Results", "", "| metric | " + " | ".join(evaluated) + " |", "|---|" + "---|" * len(evaluated)]
+    names = list(next(iter(evaluated.values()))["metrics"])
+    lines += [f"| {name} | " + " | ".join(_cell(facts, name) for facts in evaluated.values()) + " |" for name in names]
+    return [*lines, "", "Square brackets: 95 % bootstrap interval over examples.", ""]
+
+
+def _cell(facts: Mapping[str, Any], name: str) -> str:
+    value = facts["metrics"].get(name)
+    interval = facts["intervals"].get(name)
+    text = "undefined" if value is None else f"{value:.4f}"
+    return f"{text} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
+
+
+def _facts(plan: Plan, results: Mapping[str, Any]) -> list[str]:
+    parameters, seconds = results["parameters"], results["seconds"]
+    share = 100 * parameters["trainable"] / parameters["total"]
+    train = plan.recipe.train
+    lines = [
+        "## Training",
+        "",
+        f"- trained parameters: {parameters['trainable']:,} of {parameters['total']:,} ({share:.3g} %)",
+        f"- steps: {results['steps']:,} of {results['total_steps']:,} planned, {results['epochs']:.2f} epochs"
+        + (", stopped early" if results["stopped_early"] else ""),
+        f"- learning rate {train.learning_rate:g} ({train.schedule}), batch size {train.batch_size}"
+        f" x {train.gradient_accumulation_steps}, {train.optimizer}, {train.precision}, seed {results['seed']}",
+        f"- {seconds['training']:.0f} s training, {seconds['evaluation']:.0f} s evaluation,"
+        f" {results['tokens_per_second'] or 0:,.0f} tokens/s, peak memory {results['peak_memory_mib']:,.0f} MiB",
+    ]
+    if results["best"]["step"] is not None:
+        lines.append(f"- weights of step {results['best']['step']:,}, the best by validation {train.best_metric}")
+    return [*lines, ""]
+
+
+def _data(results: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
+    lines = ["## Data", "", "| split | rows | sha256 |", "|---|---|---|"]
+    recorded = lock["training"]["data"]
+    lines += [f"| {name} | {facts['rows']:,} | `{recorded[name]['sha256'][:16]}` |" for name, facts in results["splits"].items()]
+    notes = [f"- {note}" for note in results["notes"]]
+    return [*lines, "", *notes, *([""] if notes else [])]
+
+
+def _loading(plan: Plan, results: Mapping[str, Any], task: Task) -> list[str]:
+    head = task.head()
+    lines = ["## Use", "", "```bash", f"ftkit predict {results['folder']} --text 'your text'", "```", ""]
+    if "merged" in results["exports"]:
+        lines += [
+            "The merged model needs transformers only:", "", "```python", f"from transformers import AutoTokenizer, {head.auto_class}", "",
+            f'model = {head.auto_class}.from_pretrained("{results["exports"]["merged"]["path"]}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{results["exports"]["merged"]["path"]}")', "```", "",
+        ]  # fmt: skip
+    if "adapter" in results["exports"]:
+        labels = ", ".join(f"{key}={value!r}" for key, value in head.config.items() if key == "num_labels")
+        lines += [
+            "The adapter needs the base model and PEFT:", "", "```python", "import ftkit.tuners  # registers tuners that PEFT lacks",
+            "from peft import PeftModel", f"from transformers import {head.auto_class}", "",
+            f'base = {head.auto_class}.from_pretrained("{plan.recipe.model.name}"{", " + labels if labels else ""})',
+            f'model = PeftModel.from_pretrained(base, "{results["exports"]["adapter"]["path"]}")', "```", "",
+        ]  # fmt: skip
+    return lines
+
+
+def _method(plan: Plan) -> list[str]:
+    method = METHODS.get(plan.recipe.method.name)
+    lines = ["## Method", "", f"{method.name}: `{method.update_rule}`"]
+    if method.paper:
+        lines += ["", f"{method.paper.authors} ({method.paper.year}). {method.paper.title}. {method.paper.url}"]
+    return [*lines, ""]

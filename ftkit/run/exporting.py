@@ -1,0 +1,109 @@
+"""Exports of a trained model and their proof."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from ftkit.data.features import FeatureStore
+from ftkit.errors import ExportError, RecipeError
+from ftkit.export.formats import export_adapter, export_merged
+from ftkit.export.verification import RELATIVE_TOLERANCE, Request, logits_of, verify
+from ftkit.files import size_of
+from ftkit.registry import PLUGIN_FILES
+from ftkit.run.folder import PROBE
+from ftkit.run.observer import Observer
+from ftkit.run.predictor import load_predictor
+from ftkit.run.wiring import Prepared
+from ftkit.training.evaluation import evaluating
+
+PROBE_ROWS = 8
+
+
+def check_format(prepared: Prepared, form: str) -> None:
+    """Raises RecipeError if the method cannot be exported in this form."""
+    method, can = prepared.method, prepared.method.capabilities
+    if form == "adapter" and not can.adapter:
+        raise RecipeError(f"{method.name} trains the model itself; there is no separate adapter", hint="Use --format merged")
+    if form == "merged" and can.adapter and not can.merge:
+        raise RecipeError(f"what {method.name} trains cannot be merged into the model", hint="Use --format adapter")
+
+
+def export_all(
+    prepared: Prepared, targets: dict[str, Path], inputs: dict[str, torch.Tensor], *, observer: Observer
+) -> dict[str, dict[str, Any]]:
+    """Writes each format to its folder, proves all of them in one new process, and returns the facts by format.
+
+    inputs: a batch to compare logits on, see `probe_inputs`. The model of `prepared` may be merged afterwards and is not to be used again.
+    Raises ExportError if an export does not load or computes something else; it is left in place for inspection.
+    """
+    model = prepared.model.to("cpu")
+    with evaluating(model):
+        expected = logits_of(model(**inputs))
+    for form in sorted(targets):  # `adapter` before `merged`: merging changes the model.
+        observer.stage(f"exporting {form}")
+        if form == "adapter":
+            export_adapter(model, prepared.processor, targets[form], base_name=prepared.plan.recipe.model.name)
+        else:
+            export_merged(model, prepared.processor, targets[form])
+    observer.stage("verifying exports")
+    differences = verify([_request(prepared, form, path) for form, path in targets.items()], inputs, expected, PLUGIN_FILES)
+    return _facts(prepared, targets, differences, expected)
+
+
+def probe_inputs(prepared: Prepared, rows: FeatureStore) -> dict[str, torch.Tensor]:
+    """Model inputs of the first rows of a split, by argument name: what exports are compared on."""
+    indices = np.arange(min(PROBE_ROWS, len(rows)))
+    batch = prepared.task.collate(rows.take(indices), prepared.processor)
+    return {name: batch[name] for name in prepared.task.model_inputs if name in batch}
+
+
+def _request(prepared: Prepared, form: str, path: Path) -> Request:
+    spec, head = prepared.plan.recipe.model, prepared.task.head()
+    base = prepared.plan.facts.path
+    return Request(
+        format=form,
+        path=str(path),
+        auto_class=head.auto_class,
+        base=str(base) if base else spec.name,
+        revision=spec.revision,
+        dtype=spec.dtype if spec.dtype != "auto" else "float32",
+        head=copy.deepcopy(head.config),
+        trust_remote_code=spec.trust_remote_code,
+    )
+
+
+def _facts(
+    prepared: Prepared, targets: dict[str, Path], differences: Sequence[float], expected: dict[str, torch.Tensor]
+) -> dict[str, dict[str, Any]]:
+    size = max(1.0, max(float(value.abs().max()) for value in expected.values()))
+    dtype = prepared.plan.recipe.model.dtype
+    tolerance = RELATIVE_TOLERANCE[dtype if dtype != "auto" else "float32"] * size
+    facts = {}
+    for (form, path), difference in zip(targets.items(), differences, strict=True):
+        facts[form] = {"path": str(path), "bytes": size_of(path), "max_abs_difference": difference, "tolerance": tolerance}
+        if not math.isfinite(difference) or difference > tolerance:
+            raise ExportError(
+                f"the {form} export at {path} differs from the trained model: logits by {difference:.3g}, allowed {tolerance:.3g}",
+                hint="Do not use it. Please report this with the output of `ftkit env` and the recipe",
+            )
+    return facts
+
+
+def export_run(run: Path, form: str, *, to: Path | None, allow_code: bool, observer: Observer) -> dict[str, Any]:
+    """Exports a finished run to a folder. See `ftkit.export`."""
+    if form not in ("adapter", "merged"):
+        raise RecipeError(f"unknown export format {form!r}", hint="Known: adapter, merged")
+    observer.stage("loading the run")
+    predictor = load_predictor(run, allow_code=allow_code)
+    check_format(predictor.prepared, form)
+    target = (to or predictor.folder / "export" / form).absolute()
+    facts = export_all(predictor.prepared, {form: target}, load_file(predictor.folder / PROBE), observer=observer)
+    return {"format": form, **facts[form]}

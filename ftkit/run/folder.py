@@ -1,0 +1,167 @@
+"""The run folder: what lies where, who may write, and when it may be reused."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ftkit.errors import Problem, RunFolderError
+from ftkit.files import json_text, read_json, write_json
+
+RESULTS, METRICS, PLAN, RECIPE, LOCK, TASK, LOG, CARD, PROBE = (
+    "results.json", "metrics.jsonl", "plan.yaml", "recipe.yaml", "lock.json", "task.json", "log.txt", "README.md", "probe.safetensors",
+)  # fmt: skip
+
+
+@dataclass
+class RunFolder:
+    """A run folder held by this process.
+
+    `recipe.yaml` as given, `plan.yaml` complete and runnable, `lock.json`, `task.json` (what the task learned from the training
+    rows), `probe.safetensors` (a batch that exports are compared on), `metrics.jsonl`, `results.json`, `checkpoints/`,
+    `export/`, `log.txt`, `README.md` (model card).
+    """
+
+    path: Path
+    resumed: bool = False
+    _guard: int | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """Folder of exports."""
+        return self.path / "export"
+
+    def __enter__(self) -> RunFolder:
+        self._guard = _lock(self.path)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._guard is not None:
+            os.close(self._guard)
+            self._guard = None
+
+    def write(self, name: str, value: Any) -> None:
+        """Atomically writes a JSON file of the folder."""
+        write_json(self.path / name, value)
+
+    def results(self) -> dict[str, Any] | None:
+        """The content of results.json, None if there is none yet."""
+        return read_json(self.path / RESULTS) if (self.path / RESULTS).is_file() else None
+
+
+def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether the folder already holds files. Changes nothing.
+
+    A folder that holds anything is refused unless `resume` (it must be a run) or `overwrite` (it is moved aside, never deleted).
+    Raises RunFolderError.
+    """
+    if path.exists() and not path.is_dir():
+        raise _refused(path, "is a file", "Choose another --output")
+    used = path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir())
+    if used and resume:
+        if not (path / PLAN).is_file():
+            raise _refused(path, "holds no run to resume", "Choose another --output, or --overwrite to move it aside")
+    if used and not (resume or overwrite):
+        raise _refused(
+            path,
+            "already holds files",
+            "Continue it with --resume, replace it with --overwrite (it is moved aside), or give --output",
+        )
+    return used
+
+
+def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
+    """Makes or reopens a run folder under the rules of `check_run_folder`. Raises RunFolderError."""
+    used = check_run_folder(path, resume=resume, overwrite=overwrite)
+    if used and resume:
+        return RunFolder(path, resumed=True)
+    if used:
+        os.replace(path, _free_name(path))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refused(path, f"cannot be made ({error.strerror})", "Choose another --output") from None
+    if not os.access(path, os.W_OK):
+        raise _refused(path, "cannot be written to", "Choose another --output")
+    return RunFolder(path)
+
+
+def _free_name(path: Path) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    candidates = (
+        path.with_name(f"{path.name}.old-{stamp}{suffix}") for suffix in ("", *(f"-{number}" for number in range(2, 1000)))
+    )
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _refused(path: Path, message: str, hint: str) -> RunFolderError:
+    return RunFolderError(Problem(message=message, place=str(path), hint=hint))
+
+
+def _lock(path: Path) -> int | None:
+    """Holds the folder for this process. Raises RunFolderError if another process holds it."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise _refused(path, "another process is working on this run", "Wait for it to end, or stop it") from None
+    return descriptor
+
+
+class MetricsLog:
+    """metrics.jsonl: one line a step or evaluation. Holds nothing that depends on the clock, so that a resumed run's file equals
+    that of an uninterrupted one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stream = path.open("ab", buffering=0)
+
+    def append(self, kind: str, values: dict[str, Any]) -> None:
+        """Adds one line in one write."""
+        self._stream.write((json_text({"type": kind, **values}) + "\n").encode())
+
+    def position(self) -> int:
+        """Bytes written so far, made durable."""
+        os.fsync(self._stream.fileno())
+        return self._path.stat().st_size
+
+    def rewind(self, position: int) -> None:
+        """Drops what was written after `position`."""
+        self._stream.truncate(position)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()
+
+
+def read_run(path: Path) -> Path:
+    """The path of a run folder that is there. Raises RunFolderError with the nearest names if it is not one."""
+    if (path / PLAN).is_file():
+        return path
+    if path.is_dir():
+        raise _refused(path, "is not a run folder (it has no plan.yaml)", "Give the folder that `ftkit train` printed")
+    near = sorted(str(plan.parent) for plan in path.parent.glob(f"*/{PLAN}")) if path.parent.is_dir() else []
+    raise _refused(path, "there is no such folder", f"Runs here: {', '.join(near[:8])}" if near else "Train one with `ftkit train`")
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system of `path` or of its nearest existing parent."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,84 @@
+"""This machine and the versions on it, for lock files and bug reports. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "ftkit", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors", "bitsandbytes", "evaluate",
+    "scikit-learn", "numpy", "pyarrow", "pydantic",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python and of each package that shapes results; None where it is not installed."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def describe_machine() -> dict[str, Any]:
+    """Operating system, processor, cores, memory and GPUs."""
+    import psutil
+
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_mib": psutil.virtual_memory().total // 2**20,
+        "gpus": gpus(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def gpus() -> list[str]:
+    """Names of NVIDIA GPUs, by nvidia-smi; empty where there are none or the tool is missing."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    asked = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    answer = _output(asked)
+    return [line.strip() for line in answer.splitlines() if line.strip()] if answer else []
+
+
+def has_gpu() -> bool:
+    """Whether a GPU seems to be here, without asking torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or visible in ("", "-1"):
+        return False
+    return Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists() or platform.system() == "Darwin"
+
+
+def git_revision(folder: Path) -> dict[str, Any] | None:
+    """Commit and dirty flag of the git checkout that holds `folder`, None outside one."""
+    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    if not commit:
+        return None
+    status = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    return {"commit": commit.strip(), "dirty": bool(status)}
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,75 @@
+"""What a run tells whoever watches it. The base class watches in silence; the command line has one that draws."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftkit.training.events import EvaluationEvent, StepEvent
+
+
+class Observer:
+    """Methods are called in the main process only, in the order in which things happen."""
+
+    def stage(self, name: str) -> None:
+        """A part of the run begins: `reading data`, `encoding train`, `loading the model`, `training`, `exporting merged` ..."""
+
+    def progress(self, done: int, total: int) -> None:
+        """Progress of the current stage, where it has one (rows encoded, batches evaluated)."""
+
+    def note(self, text: str) -> None:
+        """Something the user should know; also written to log.txt."""
+
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
+        """Training begins after `first_step` finished steps; `metrics` are those that evaluations will report."""
+
+    def step(self, event: StepEvent, *, tokens_per_second: float, seconds_left: float) -> None:
+        """An optimizer step is done."""
+
+    def evaluation(self, event: EvaluationEvent) -> None:
+        """The validation split was evaluated."""
+
+    def finished(self, results: dict[str, Any]) -> None:
+        """The run is over; `results` is the content of results.json."""
+
+
+class RecordingObserver(Observer):
+    """Passes everything on to another observer, and writes stages, notes and evaluations to the `ftkit` log."""
+
+    def __init__(self, inner: Observer, notes: list[str]) -> None:
+        self._inner, self._notes = inner, notes
+        self._log = logging.getLogger("ftkit")
+
+    def stage(self, name: str) -> None:
+        """See Observer."""
+        self._log.info(name)
+        self._inner.stage(name)
+
+    def progress(self, done: int, total: int) -> None:
+        """See Observer."""
+        self._inner.progress(done, total)
+
+    def note(self, text: str) -> None:
+        """See Observer; also kept for the results."""
+        self._log.info(text)
+        self._notes.append(text)
+        self._inner.note(text)
+
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
+        """See Observer."""
+        self._log.info("%d steps, beginning after step %d; best by %s", total_steps, first_step, best_metric)
+        self._inner.training_starts(total_steps=total_steps, first_step=first_step, metrics=metrics, best_metric=best_metric)
+
+    def step(self, event: StepEvent, *, tokens_per_second: float, seconds_left: float) -> None:
+        """See Observer."""
+        self._inner.step(event, tokens_per_second=tokens_per_second, seconds_left=seconds_left)
+
+    def evaluation(self, event: EvaluationEvent) -> None:
+        """See Observer."""
+        self._log.info("step %d: %s%s", event.step, event.metrics, " (best)" if event.is_best else "")
+        self._inner.evaluation(event)
+
+    def finished(self, results: dict[str, Any]) -> None:
+        """See Observer."""
+        self._inner.finished(results)

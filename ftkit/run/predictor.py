@@ -1,0 +1,147 @@
+"""A trained run, ready to predict and to be evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ftkit.data.splits import load_rows, load_splits, read_rows
+from ftkit.data.table import Table, table_from_rows
+from ftkit.errors import ModelError, Problem, RecipeError, RunFolderError
+from ftkit.files import read_json
+from ftkit.models.facts import read_facts
+from ftkit.models.quiet import quiet_libraries
+from ftkit.models.trainable import load_trainable
+from ftkit.recipe.load import parse_recipe
+from ftkit.recipe.plan import Plan
+from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, read_run
+from ftkit.run.lockfile import hash_model
+from ftkit.run.planning import make_plan_here
+from ftkit.run.wiring import Prepared, encode_rows, make_accelerator, prepare_model, prepare_processor
+from ftkit.tasks.base import Task
+from ftkit.training.checkpoint import open_checkpoint
+from ftkit.training.evaluation import evaluate, predict_features
+
+
+class Predictor:
+    """The model of a finished run. Make one with `ftkit.load(run)`."""
+
+    def __init__(self, folder: Path, prepared: Prepared, processor_hash: str) -> None:
+        self.folder, self.prepared = folder, prepared
+        self._processor_hash = processor_hash
+        self._accelerator: Accelerator = make_accelerator(prepared.plan.recipe.train.precision, trackers=[], folder=None)
+        self._model = self._accelerator.prepare_model(prepared.model, evaluation_mode=True)
+
+    @property
+    def task(self) -> Task:
+        """The task with what it learned from the training rows."""
+        return self.prepared.task
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        return self.prepared.plan
+
+    def read(self, source: str) -> Iterator[Mapping[str, Any]]:
+        """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive."""
+        return read_rows(source, base=Path.cwd())
+
+    def predict(self, rows: Iterable[Mapping[str, Any]], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
+        """One result for each row, in order. Rows are under the data's column names, as in training; targets are not needed.
+
+        Reads as many rows at a time as one batch holds. Raises DataError for a row that the task cannot use.
+        """
+        size = batch_size or int(self.plan.recipe.train.eval_batch_size)
+        rows, start = iter(rows), 0
+        while chunk := list(islice(rows, size)):
+            table = self._table(table_from_rows(chunk, origin="input", first_row=start))
+            store = encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
+            predictions, _, _ = predict_features(
+                self._model,
+                self.task,
+                store,
+                self.prepared.processor,
+                batch_size=size,
+                max_tokens=None,
+                accelerator=self._accelerator,
+            )
+            yield from (self.task.present(prediction) for prediction in predictions)
+            start += len(chunk)
+
+    def _table(self, rows: Table) -> Table:
+        return load_rows(rows, self.task, self.plan.recipe.data.columns, Path.cwd(), need_targets=False)
+
+    def evaluate(self, split: str | None = "test", data: str | None = None) -> dict[str, Any]:
+        """Metrics, intervals and details of a split of the run's recipe, or of the rows of another source.
+
+        Raises RecipeError if there is no such split, DataError if the rows do not fit.
+        """
+        name = data or split or "test"
+        rows = self._source(data) if data else self._split(name)
+        train, processor = self.plan.recipe.train, self.prepared.processor
+        store = encode_rows(rows, self.task, processor, self._processor_hash, cache=self.plan.recipe.data.cache and not data)
+        found = evaluate(
+            self._model,
+            self.task,
+            store,
+            rows,
+            processor,
+            batch_size=int(train.eval_batch_size),
+            max_tokens=train.max_tokens,
+            accelerator=self._accelerator,
+        )
+        return {
+            "split": name,
+            "rows": len(rows),
+            "metrics": found.metrics,
+            "intervals": self.task.intervals(found.predictions, rows),
+            "details": self.task.details(found.predictions, rows),
+        }
+
+    def _source(self, data: str) -> Table:
+        return load_rows(data, self.task, self.plan.recipe.data.columns, Path.cwd(), need_targets=True)
+
+    def _split(self, name: str) -> Table:
+        tables = dict(load_splits(self.plan.recipe.data, self.plan.task(), self.plan.recipe.origin.base).items())
+        if name not in tables:
+            raise RecipeError(f"the run has no {name!r} split", hint=f"It has: {', '.join(tables)}. Or give --data FILE")
+        return tables[name]
+
+
+def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
+    """The model of a finished run, built anew from its base and its best weights, strictly.
+
+    Raises RunFolderError if the run is not finished, ModelError if the base model is not the one it was trained on.
+    """
+    quiet_libraries()
+    folder = read_run(run)
+    results = _finished_results(folder)
+    recipe = parse_recipe((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN), base=folder)
+    plan = make_plan_here(recipe, read_facts(recipe.model, folder))
+    _refuse_another_base(folder, plan)
+    task = plan.task()
+    task.restore(read_json(folder / TASK)["state"])
+    processor, key = prepare_processor(plan)
+    prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
+    load_trainable(prepared.model, open_checkpoint(folder / results["weights"]).tensors("trainable"), strict=True)
+    return Predictor(folder, prepared, key)
+
+
+def _finished_results(folder: Path) -> dict[str, Any]:
+    results = read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {"status": "unknown"}
+    if "weights" not in results:
+        message = f"the run is not finished (status: {results['status']})"
+        raise RunFolderError(Problem(message=message, place=str(folder), hint="Continue it with `ftkit train ... --resume`"))
+    return results
+
+
+def _refuse_another_base(folder: Path, plan: Plan) -> None:
+    recorded, found = read_json(folder / LOCK)["model_files"], hash_model(plan.facts)
+    changed = sorted(name for name in recorded if recorded[name] != found.get(name))
+    if changed:
+        message = f"the base model is not the one this run was trained on: {', '.join(changed)} changed"
+        raise ModelError(Problem(message=message, place=plan.recipe.model.name, hint="Restore the base model, or train again"))

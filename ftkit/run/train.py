@@ -1,0 +1,260 @@
+"""A run from recipe to results: the only place that wires everything together and writes to disk."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from ftkit.data.splits import Splits, load_splits
+from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RunFolderError
+from ftkit.files import read_json, write_atomically, write_text
+from ftkit.models.load import trainable_report
+from ftkit.recipe.plan import Plan
+from ftkit.recipe.schema import Recipe
+from ftkit.report.model_card import model_card
+from ftkit.run.exporting import export_all, probe_inputs
+from ftkit.run.folder import CARD, LOCK, LOG, PLAN, PROBE, RECIPE, RESULTS, TASK, RunFolder, check_run_folder, open_run_folder
+from ftkit.run.lockfile import differences, make_lock
+from ftkit.run.observer import Observer, RecordingObserver
+from ftkit.run.planning import make_plan_here
+from ftkit.run.results import Clock, artifacts, gates, missed_gates, opening, training_facts
+from ftkit.run.training import Outcome, TrainingSession
+from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
+
+FINISHED = ("completed", "gate_not_met")
+
+STATUS_OF_EXIT = {2: "refused", 3: "diverged", 4: "gate_not_met", 5: "out_of_memory", 130: "interrupted", 143: "interrupted"}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder, the content of results.json, and the exit code (0, or 4 if a gate was not met)."""
+
+    folder: Path
+    results: dict[str, Any]
+    exit_code: int
+
+
+def train(
+    recipe: Recipe,
+    *,
+    output: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    allow_code: bool = False,
+) -> RunResult:
+    """Trains what the recipe says and returns the finished run. Raises FtkitError; nothing that exists is lost."""
+    clock, watching = Clock(), observer or Observer()
+    watching.stage("checking the recipe")
+    plan = make_plan_here(recipe)
+    path = (output or Path(plan.recipe.output)).absolute()
+    check_run_folder(path, resume=resume, overwrite=overwrite)
+    watching.stage("reading data")
+    task = plan.task()
+    splits = load_splits(plan.recipe.data, task, recipe.origin.base)
+    processor, key = prepare_processor(plan)
+    accelerator = make_accelerator(plan.recipe.train.precision, trackers=list(plan.recipe.trackers), folder=path)
+    lock = make_lock(plan, splits, key, world_size=accelerator.num_processes)
+    with open_run_folder(path, resume=resume, overwrite=overwrite) as folder:
+        if folder.resumed:
+            _refuse_another_run(folder, lock)
+            if (done := folder.results()) and done["status"] in FINISHED:
+                watching.note(f"this run is already finished ({done['status']}); nothing was done")
+                return RunResult(path, done, int(done["exit_code"]))
+        run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator)
+        return run.go(task, processor, key, allow_code)
+
+
+def _refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
+    path = folder.path / LOCK
+    if not path.is_file():
+        return
+    if found := differences(read_json(path), lock):
+        raise RunFolderError(
+            Problem(
+                message=f"cannot be continued: not the same as when it began: {', '.join(found)}",
+                place=str(folder.path),
+                hint="Restore what changed, or start anew with --overwrite or another --output",
+            )
+        )
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        clock: Clock,
+        observer: Observer,
+        *,
+        splits: Splits,
+        lock: dict[str, Any],
+        accelerator: Accelerator,
+    ) -> None:
+        self.plan, self.folder, self.clock = plan, folder, clock
+        self.splits, self.lock, self.accelerator = splits, lock, accelerator
+        self.results = opening(plan, clock, folder.path)
+        self.observer = RecordingObserver(observer, self.results["notes"])
+
+    def go(self, task: Any, processor: Any, key: str, allow_code: bool) -> RunResult:
+        """The run from a prepared folder on."""
+        with self._recorded():
+            stores = encode_splits(self.splits, task, processor, key, cache=self.plan.recipe.data.cache, observer=self.observer)
+            self.observer.stage("loading the model")
+            prepared = prepare_model(self.plan, task, processor, seed=self.plan.recipe.seed, allow_code=allow_code)
+            parameters = trainable_report(prepared.model, prepared.layout)
+            inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
+            self._write_beginning(task, inputs)
+            session = TrainingSession(prepared, self.splits, stores, self.folder, self.accelerator, self.observer)
+            with self._trackers():
+                outcome = session.run()
+            self.results |= training_facts(outcome, parameters, self.clock, self.accelerator.num_processes)
+            self.results["splits"] = self._final_evaluations(session, outcome)
+            self.results["exports"] = self._exports(prepared, inputs)
+            return self._finish(prepared)
+
+    def _write_beginning(self, task: Any, inputs: dict[str, Any]) -> None:
+        """The files that make the folder a run; the plan last, since it is what tells a run from a stray folder."""
+        folder, origin = self.folder, self.plan.recipe.origin
+        if folder.resumed:
+            return
+        for note in self.splits.notes:
+            self.observer.note(note)
+        overrides = "".join(f"# override: {override}\n" for override in origin.overrides)
+        write_text(folder.path / RECIPE, overrides + origin.text)
+        folder.write(LOCK, self.lock)
+        folder.write(TASK, {"name": task.name, "state": task.state()})
+        folder.write(RESULTS, self.results)
+        write_atomically(
+            folder.path / PROBE, lambda path: save_file({key: value.contiguous() for key, value in inputs.items()}, path)
+        )
+        write_text(folder.path / PLAN, self.plan.to_yaml())
+
+    @contextmanager
+    def _trackers(self) -> Iterator[None]:
+        if not self.plan.recipe.trackers:
+            yield
+            return
+        self.accelerator.init_trackers(
+            "ftkit", config={"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}
+        )
+        try:
+            yield
+        finally:
+            self.accelerator.end_training()
+
+    def _final_evaluations(self, session: TrainingSession, outcome: Outcome) -> dict[str, Any]:
+        splits = {}
+        for name, rows in self.splits.items():
+            if name == "train":
+                continue
+            self.observer.stage(f"evaluating {name}")
+            found, task = session.evaluate_split(name), session.prepared.task
+            splits[name] = {
+                "rows": len(rows),
+                "metrics": found.metrics,
+                "intervals": task.intervals(found.predictions, rows),
+                "details": task.details(found.predictions, rows),
+            }
+            if name == "validation":
+                self._compare_with_training(found.metrics, outcome)
+        splits["train"] = {"rows": len(self.splits.train)}
+        return splits
+
+    def _compare_with_training(self, metrics: dict[str, Any], outcome: Outcome) -> None:
+        """The reloaded best weights must give the value that made them the best."""
+        spec = self.plan.recipe.train.early_stopping
+        watched = spec.metric if spec else self.plan.recipe.train.best_metric
+        value = metrics.get(watched)
+        if outcome.best_value is not None and (
+            value is None or abs(value - outcome.best_value) > 1e-6 * max(1.0, abs(outcome.best_value))
+        ):
+            raise RuntimeError(f"the best weights gave {watched} {outcome.best_value} when saved and {value} when loaded back")
+
+    def _exports(self, prepared: Prepared, inputs: dict[str, Any]) -> dict[str, Any]:
+        forms = self.plan.recipe.export
+        if not forms:
+            return {}
+        targets = {form: self._fresh_export_folder(form) for form in forms}
+        facts = export_all(prepared, targets, inputs, observer=self.observer)
+        return {form: {**fact, "path": f"export/{form}"} for form, fact in facts.items()}
+
+    def _fresh_export_folder(self, form: str) -> Path:
+        """An empty place for an export; what an interrupted earlier attempt left there goes."""
+        target = self.folder.export / form
+        shutil.rmtree(target, ignore_errors=True)
+        return target
+
+    def _finish(self, prepared: Prepared) -> RunResult:
+        self.results["gates"] = gates(dict(self.plan.recipe.expect), self.results["splits"])
+        missed = missed_gates(self.results["gates"])
+        code = missed.exit_code if missed else 0
+        self.results |= {
+            "status": "gate_not_met" if missed else "completed",
+            "exit_code": code,
+            "artifacts": artifacts(self.folder.path),
+        }
+        self.results["seconds"]["this_process"] = self.clock.seconds()
+        write_text(self.folder.path / CARD, model_card(self.plan, self.results, prepared.task, self.lock))
+        self.folder.write(RESULTS, self.results)
+        self.observer.finished(self.results)
+        return RunResult(self.folder.path, self.results, code)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Keeps log.txt, and writes into results.json how the run ended if it did not end well."""
+        with _logging_to(self.folder.path / LOG):
+            try:
+                yield
+            except FtkitError as error:
+                self._record(STATUS_OF_EXIT.get(error.exit_code, "failed"), error.exit_code, str(error))
+                raise
+            except Exception as error:
+                if (memory := _as_memory_error(error)) is not None:
+                    self._record("out_of_memory", memory.exit_code, str(memory))
+                    raise memory from error
+                logging.getLogger("ftkit").error("internal error\n%s", traceback.format_exc())
+                self._record("failed", 1, f"{type(error).__name__}: {error}")
+                raise
+
+    def _record(self, status: str, exit_code: int, text: str) -> None:
+        logging.getLogger("ftkit").error("%s: %s", status, text)
+        if (self.folder.path / PLAN).is_file():
+            self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})
+
+
+def _as_memory_error(error: Exception) -> MemoryExhaustedError | None:
+    import torch
+
+    text = str(error)
+    lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text or "out of memory" in text
+    if not lacking:
+        return None
+    hint = "Halve train.batch_size and double train.gradient_accumulation_steps, or set train.gradient_checkpointing"
+    return MemoryExhaustedError(f"out of memory: {text.splitlines()[0] if text else 'no details'}", hint=hint)
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("ftkit")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+        handler.close()

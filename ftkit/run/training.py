@@ -1,0 +1,267 @@
+"""Training as a whole: the loop's events become files, a best checkpoint, a resumable state."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from accelerate import Accelerator
+
+from ftkit.data.features import FeatureStore
+from ftkit.data.splits import Splits
+from ftkit.errors import InterruptedRunError, RunFolderError
+from ftkit.models.trainable import load_trainable, trainable_state
+from ftkit.run.folder import METRICS, MetricsLog, RunFolder
+from ftkit.run.observer import Observer
+from ftkit.run.signals import SignalGuard
+from ftkit.run.wiring import Prepared, TrainingBatches
+from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, complete_checkpoints, prune, save_checkpoint
+from ftkit.training.evaluation import evaluate
+from ftkit.training.events import EvaluationEvent, StepEvent
+from ftkit.training.loop import Position, Trainer
+from ftkit.training.optimizers import load_optimizer_state, make_optimizer, optimizer_state, parameter_groups
+from ftkit.training.stopping import StoppingRule
+from ftkit.training.unfreezing import GradualUnfreezing
+
+
+@dataclass
+class Totals:
+    """Sums over the whole run, those of earlier processes included. Times are in seconds."""
+
+    tokens: int = 0
+    examples: int = 0
+    training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How training ended. `weights` is the checkpoint that counts: the best, or the last where nothing was evaluated."""
+
+    weights: Checkpoint
+    steps: int
+    total_steps: int
+    epochs: float
+    totals: Totals
+    best_step: int | None
+    best_value: float | None
+    stopped_early: bool
+
+
+class TrainingSession:
+    """Trains a prepared model inside a run folder."""
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        splits: Splits,
+        stores: dict[str, FeatureStore],
+        folder: RunFolder,
+        accelerator: Accelerator,
+        observer: Observer,
+    ) -> None:
+        self.prepared, self.splits, self.stores = prepared, splits, stores
+        self.folder, self.accelerator, self.observer = folder, accelerator, observer
+        recipe = prepared.plan.recipe
+        self.recipe, self.totals, self.epochs = recipe, Totals(), 0.0
+        self.stopping = self._stopping_rule()
+        self._bare = prepared.model
+        groups = parameter_groups(self._bare, prepared.layout, recipe.train)
+        unfreezing = recipe.train.gradual_unfreezing
+        schedule = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
+        self._bare.to(accelerator.device)
+        if recipe.train.compile:
+            self._bare.compile()
+        self.model, self.optimizer = accelerator.prepare(self._bare, make_optimizer(groups, recipe.train))
+        self.model.train()
+        self.trainer = Trainer(
+            accelerator=accelerator,
+            model=self.model,
+            optimizer=self.optimizer,
+            task=prepared.task,
+            method=prepared.method,
+            batches=TrainingBatches(stores["train"], splits.train, prepared.task, prepared.processor, recipe.train, recipe.seed),
+            train=recipe.train,
+            seed=recipe.seed,
+            stopping=self.stopping,
+            evaluate=self._evaluate if "validation" in stores else None,
+            unfreezing=schedule,
+        )
+
+    def _stopping_rule(self) -> StoppingRule:
+        train = self.recipe.train
+        spec = train.early_stopping
+        directions = {metric.name: metric.direction for metric in self.prepared.task.metrics()}
+        mode: Any = spec.mode if spec else directions[train.best_metric]
+        return StoppingRule(mode=mode, patience=spec.patience if spec else None, min_delta=spec.min_delta if spec else 0.0)
+
+    def _evaluate(self) -> dict[str, Any]:
+        return self.evaluate_split("validation").metrics
+
+    def evaluate_split(self, name: str) -> Any:
+        """Evaluates a split with the current weights."""
+        train, prepared = self.recipe.train, self.prepared
+        return evaluate(
+            self.model,
+            prepared.task,
+            self.stores[name],
+            dict(self.splits.items())[name],
+            prepared.processor,
+            batch_size=int(train.eval_batch_size),
+            max_tokens=train.max_tokens,
+            accelerator=self.accelerator,
+        )
+
+    def run(self) -> Outcome:
+        """Trains to the end, continuing from the newest complete checkpoint of a resumed folder.
+
+        Raises InterruptedRunError after a checkpoint when a signal came, DivergedError when training left the finite numbers.
+        """
+        log = MetricsLog(self.folder.path / METRICS)
+        try:
+            stopped = self._restore(log)
+            return self._train(log) if not stopped else self._outcome(stopped_early=True)
+        finally:
+            log.close()
+
+    def _restore(self, log: MetricsLog) -> bool:
+        """Brings back the newest complete checkpoint; returns whether that run had already stopped early."""
+        found, notes = complete_checkpoints(self.folder.checkpoints, RESUMABLE)
+        for note in notes:
+            self.observer.note(note)
+        if not found:
+            log.rewind(0)
+            if self.folder.resumed:
+                self.observer.note("no complete checkpoint yet: starting from the first step")
+            return False
+        state = found[-1].state()
+        load_trainable(self._bare, found[-1].tensors("trainable"), strict=True)
+        load_optimizer_state(self._inner_optimizer(), found[-1].tensors("optimizer"), state["optimizer"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.trainer.position = Position(**state["position"])
+        self.stopping.restore(state["stopping"])
+        self.totals, self.epochs = Totals(**state["totals"]), state["epochs"]
+        log.rewind(state["metrics_bytes"])
+        self.observer.note(f"continuing after step {found[-1].step:,} of {self.trainer.total_steps:,}")
+        return bool(state["stopped_early"])
+
+    def _train(self, log: MetricsLog) -> Outcome:
+        trainer, best = self.trainer, self.recipe.train.best_metric
+        names = [metric.name for metric in self.prepared.task.metrics()]
+        first = trainer.position.step
+        self.observer.stage("training")
+        self.observer.training_starts(total_steps=trainer.total_steps, first_step=first, metrics=names, best_metric=best)
+        stopped_early, pace = False, _Pace(first, trainer.total_steps)
+        with SignalGuard() as guard:
+            mark = time.perf_counter()
+            for event in trainer.events():
+                elapsed, mark = time.perf_counter() - mark, time.perf_counter()
+                if isinstance(event, StepEvent):
+                    self._on_step(event, elapsed, log, pace)
+                elif isinstance(event, EvaluationEvent):
+                    self.totals.evaluation_seconds += elapsed
+                    stopped_early = event.stop
+                    self._on_evaluation(event, log)
+                elif event.checkpoint_due or guard.received is not None:
+                    self._save(log, stopped_early)
+                    if guard.received is not None:
+                        raise _interrupted(guard.received, trainer.position.step, trainer.total_steps)
+                mark = time.perf_counter()
+        return self._outcome(stopped_early)
+
+    def _on_step(self, event: StepEvent, seconds: float, log: MetricsLog, pace: _Pace) -> None:
+        self.totals.tokens += event.tokens
+        self.totals.examples += event.examples
+        self.totals.training_seconds += seconds
+        self.epochs = event.epoch
+        log.append("step", asdict(event))
+        rate, left = pace.update(event, seconds)
+        self.observer.step(event, tokens_per_second=rate, seconds_left=left)
+        self._track(
+            {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm, "epoch": event.epoch},
+            event.step,
+        )
+
+    def _on_evaluation(self, event: EvaluationEvent, log: MetricsLog) -> None:
+        log.append("evaluation", {"step": event.step, "epoch": event.epoch, "metrics": event.metrics, "is_best": event.is_best})
+        if event.is_best:
+            tensors = {"trainable": trainable_state(self._bare)}
+            save_checkpoint(self.folder.checkpoints, BEST, event.step, tensors, {"metrics": event.metrics})
+        self.observer.evaluation(event)
+        self._track({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
+
+    def _track(self, values: dict[str, Any], step: int) -> None:
+        if self.recipe.trackers:
+            self.accelerator.log(values, step=step)
+
+    def _save(self, log: MetricsLog, stopped_early: bool) -> Checkpoint:
+        tensors, others = optimizer_state(self._inner_optimizer())
+        scaler = self.accelerator.scaler
+        state = {
+            "position": asdict(self.trainer.position),
+            "stopping": self.stopping.state(),
+            "stopped_early": stopped_early,
+            "totals": asdict(self.totals),
+            "epochs": self.epochs,
+            "metrics_bytes": log.position(),
+            "optimizer": others,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        contents = {"trainable": trainable_state(self._bare), "optimizer": tensors}
+        saved = save_checkpoint(self.folder.checkpoints, RESUMABLE, self.trainer.position.step, contents, state)
+        prune(self.folder.checkpoints, keep=self.recipe.train.keep_checkpoints, best_step=self.stopping.best_step)
+        return saved
+
+    def _inner_optimizer(self) -> Any:
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _outcome(self, stopped_early: bool) -> Outcome:
+        return Outcome(
+            weights=self._best_weights(),
+            steps=self.trainer.position.step,
+            total_steps=self.trainer.total_steps,
+            epochs=self.epochs,
+            totals=self.totals,
+            best_step=self.stopping.best_step,
+            best_value=self.stopping.best_value,
+            stopped_early=stopped_early,
+        )
+
+    def _best_weights(self) -> Checkpoint:
+        """The best checkpoint, loaded back into the model; the current weights, saved as such, where none was evaluated."""
+        step, folder = self.stopping.best_step, self.folder.checkpoints
+        if step is None:
+            tensors = {"trainable": trainable_state(self._bare)}
+            return save_checkpoint(folder, BEST, self.trainer.position.step, tensors, {"metrics": {}})
+        found = [checkpoint for checkpoint in complete_checkpoints(folder, BEST)[0] if checkpoint.step == step]
+        if not found:
+            raise RunFolderError(
+                f"the best weights (step {step}) are missing or damaged in {folder}", hint="Train again with --overwrite"
+            )
+        load_trainable(self._bare, found[0].tensors("trainable"), strict=True)
+        return found[0]
+
+
+class _Pace:
+    """Speed over the recent steps, for the display only."""
+
+    def __init__(self, first: int, total: int) -> None:
+        self._first, self._total = first, total
+        self._tokens_per_second = self._step_seconds = 0.0
+
+    def update(self, event: StepEvent, seconds: float) -> tuple[float, float]:
+        """(tokens per second, seconds left), smoothed over about 20 steps."""
+        fresh = event.step - self._first
+        share = max(0.05, 1.0 / fresh)
+        self._step_seconds += share * (seconds - self._step_seconds)
+        self._tokens_per_second += share * (event.tokens / max(seconds, 1e-9) - self._tokens_per_second)
+        return self._tokens_per_second, self._step_seconds * (self._total - event.step)
+
+
+def _interrupted(signal_received: Any, step: int, total: int) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"{signal_received.name} received: stopped after step {step:,} of {total:,}; a checkpoint is written. Continue with --resume",
+        exit_code=128 + int(signal_received),
+    )

@@ -1,0 +1,1 @@
+"""Parts that several tasks share; no tasks are looked for here."""

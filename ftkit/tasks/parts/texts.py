@@ -1,0 +1,87 @@
+"""Texts as tokens: checking, tokenizing with a known cut, padding, showing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ftkit.tasks.base import Batch, Features, Row, RowError
+from ftkit.tasks.parts.labels import shown
+
+
+def check_text(row: Row, column: str) -> None:
+    """Raises RowError if the column does not hold a text with something in it."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        found = "missing" if value is None else f"{shown(value)}, which is not text"
+        raise RowError(column, f"the text is {found}", "Correct the row, or map another column under data.columns")
+    if not value.strip():
+        raise RowError(column, "the text is empty", "Fill it in, or remove the row")
+
+
+def tokenize(texts: Sequence[str], pairs: Sequence[str] | None, processor: Any, max_length: int) -> list[Features]:
+    """`input_ids`, `token_type_ids` (where the model has them), `length` and `truncated` of each text or pair.
+
+    Cuts the ends of texts, of the longer of a pair first, and keeps every special token of the tokenizer's template. The cut is made
+    here and not by the tokenizer, which returns every combination of the overflows of a pair: two long texts exhaust the memory.
+    """
+    columns = [texts] if pairs is None else [texts, pairs]
+    encoded = processor(*map(list, columns), truncation=False, padding=False, verbose=False)
+    names = [name for name in ("input_ids", "token_type_ids") if name in processor.model_input_names and name in encoded]
+    features = []
+    for index in range(len(texts)):
+        values: Features = {name: encoded[name][index] for name in names}
+        if truncated := len(values["input_ids"]) > max_length:
+            if processor.is_fast:
+                kept = kept_positions(encoded.encodings[index].sequence_ids, max_length)
+                values = {name: [tokens[position] for position in kept] for name, tokens in values.items()}
+            else:
+                # Tokenizers written in Python do not tell special tokens from text, so these rows are encoded again.
+                shorter = processor(*(column[index] for column in columns), truncation=True, max_length=max_length)
+                values = {name: shorter[name] for name in names}
+        features.append({**values, "length": len(values["input_ids"]), "truncated": truncated})
+    return features
+
+
+def kept_positions(sequence_ids: Sequence[int | None], max_length: int) -> list[int]:
+    """Positions that stay: all special tokens (None) and the beginnings of the texts (0 and 1), the longer of the two cut first."""
+    first, second = sequence_ids.count(0), sequence_ids.count(1)
+    room = max_length - (len(sequence_ids) - first - second)
+    shorter = min(first, second, room // 2)
+    left = [shorter, room - shorter] if first <= second else [room - shorter, shorter]
+    positions = []
+    for position, text in enumerate(sequence_ids):
+        if text is not None:
+            left[text] -= 1
+        if text is None or left[text] >= 0:
+            positions.append(position)
+    return positions
+
+
+def pad_inputs(features: Sequence[Features], processor: Any) -> Batch:
+    """`input_ids`, `attention_mask`, `token_type_ids` (where features have them): int64 (B, T), padded on the right.
+
+    The mask comes from lengths, because the padding token can also be a token of a text.
+    """
+    import torch
+
+    shape = (len(features), max(int(item["length"]) for item in features))
+    padding = 0 if processor.pad_token_id is None else processor.pad_token_id
+    batch = {"input_ids": torch.full(shape, padding), "attention_mask": torch.zeros(shape, dtype=torch.int64)}
+    if "token_type_ids" in features[0]:
+        batch["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
+    for index, item in enumerate(features):
+        length = int(item["length"])
+        batch["attention_mask"][index, :length] = 1
+        for name in ("input_ids", "token_type_ids"):
+            if name in batch:
+                batch[name][index, :length] = torch.as_tensor(item[name])
+    return batch
+
+
+def shown_tokens(features: Features, processor: Any) -> list[tuple[str, str]]:
+    """The tokens of `input_ids` with notes on special ones, then a note where the text was cut."""
+    special = set(processor.all_special_ids)
+    tokens = [int(token) for token in features["input_ids"]]
+    pairs = [(processor.convert_ids_to_tokens(token), "special token" if token in special else "") for token in tokens]
+    return [*pairs, ("", f"cut at {len(tokens)} tokens")] if features["truncated"] else pairs

@@ -1,0 +1,118 @@
+"""Checkpoints that are complete or absent.
+
+    checkpoints/
+      step-00000120/   trainable.safetensors  optimizer.safetensors  state.json  manifest.json
+      best-00000080/   trainable.safetensors  state.json  manifest.json
+
+A checkpoint is written under a temporary name, made durable file by file, its manifest (sizes and sha256) last, and then renamed.
+Only safetensors and JSON are written or read: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ftkit.errors import Problem, RunFolderError
+from ftkit.files import read_json, sha256_of, sync, write_json
+
+MANIFEST = "manifest.json"
+RESUMABLE, BEST = "step", "best"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Tensors of `<name>.safetensors`, on the CPU."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path / f"{name}.safetensors")
+
+    def state(self) -> dict[str, Any]:
+        """The content of state.json."""
+        return read_json(self.path / "state.json")
+
+
+def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Checkpoint:
+    """Writes a checkpoint of `kind` (`step` or `best`) and returns it. An equal name is replaced."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    final = folder / f"{kind}-{step:08d}"
+    temporary = folder / f".tmp-{final.name}"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir()
+    for name, values in tensors.items():
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
+    write_json(temporary / "state.json", state)
+    files = sorted(path for path in temporary.iterdir())
+    for path in files:
+        sync(path)
+    entries = {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
+    write_json(temporary / MANIFEST, {"step": step, "files": entries})
+    sync(temporary)
+    if final.exists():
+        os.replace(final, folder / f".tmp-old-{final.name}")
+    os.replace(temporary, final)
+    sync(folder)
+    shutil.rmtree(folder / f".tmp-old-{final.name}", ignore_errors=True)
+    return Checkpoint(final, step)
+
+
+def complete_checkpoints(folder: Path, kind: str) -> tuple[list[Checkpoint], list[str]]:
+    """Complete checkpoints of a kind, oldest first, and a note for each that is damaged."""
+    found, notes = [], []
+    for path in sorted(folder.glob(f"{kind}-*")):
+        if wrong := damage(path):
+            notes.append(f"{path.name} is damaged ({wrong}) and was passed over")
+        else:
+            found.append(Checkpoint(path, int(path.name.rpartition("-")[2])))
+    return found, notes
+
+
+def damage(path: Path) -> str:
+    """What is wrong with a checkpoint folder, '' if nothing."""
+    try:
+        files = read_json(path / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no readable manifest"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+            return f"{name} is not what was written"
+    return ""
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises RunFolderError if it is damaged or missing."""
+    if wrong := damage(path):
+        raise RunFolderError(
+            Problem(message=f"the checkpoint is not usable: {wrong}", place=str(path), hint="Train again, or --resume")
+        )
+    return Checkpoint(path, int(path.name.rpartition("-")[2]))
+
+
+def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
+    """Deletes resumable checkpoints but the last `keep`, best ones but that of `best_step`, and leftovers of interrupted writes.
+
+    Call only after the newest one is complete.
+    """
+    resumable = sorted(folder.glob(f"{RESUMABLE}-*"))
+    stale = resumable[: max(0, len(resumable) - max(1, keep))]
+    stale += [path for path in folder.glob(f"{BEST}-*") if int(path.name.rpartition("-")[2]) != best_step]
+    for path in [*stale, *folder.glob(".tmp-*")]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,105 @@
+"""One pass over a split: loss, predictions and metrics, each example exactly once, whatever the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from ftkit.data.batching import eval_batches
+from ftkit.data.features import FeatureStore
+from ftkit.data.table import Table
+from ftkit.tasks.base import Batch, Prediction, Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Metrics of a split and the prediction for each of its rows, in row order."""
+
+    metrics: dict[str, Any]
+    predictions: list[Prediction]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
+
+
+def forward(model: nn.Module, task: Task, batch: Batch) -> Any:
+    """The model's outputs for what the task feeds it. Labels stay with the task."""
+    return model(**{name: batch[name] for name in task.model_inputs if name in batch})
+
+
+def predict_features(
+    model: nn.Module,
+    task: Task,
+    features: FeatureStore,
+    processor: Any,
+    *,
+    batch_size: int,
+    max_tokens: int | None,
+    accelerator: Accelerator,
+) -> tuple[list[Prediction], float, int]:
+    """Predictions of this split (in row order), the sum of its losses and the number of its targets.
+
+    Rows without targets count nothing. With several processes each takes a share and all get the whole.
+    """
+    mine = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
+    mine = mine[accelerator.process_index :: accelerator.num_processes]
+    predictions: list[Prediction] = []
+    losses, targets = 0.0, 0
+    with evaluating(model):
+        for indices in mine:
+            batch = to_device(task.collate(features.take(indices), processor), accelerator.device)
+            outputs = forward(model, task, batch)
+            if count := task.target_count(batch):
+                losses += float(task.loss(outputs, batch))
+                targets += count
+            predictions += task.predictions(outputs, batch)
+    if accelerator.num_processes > 1:
+        shares = gather_object([(predictions, losses, targets)])
+        predictions = [prediction for share in shares for prediction in share[0]]
+        losses, targets = sum(share[1] for share in shares), sum(share[2] for share in shares)
+    return sorted(predictions, key=lambda prediction: int(prediction["example"])), losses, targets
+
+
+def evaluate(
+    model: nn.Module,
+    task: Task,
+    features: FeatureStore,
+    rows: Table,
+    processor: Any,
+    *,
+    batch_size: int,
+    max_tokens: int | None,
+    accelerator: Accelerator,
+    names: Sequence[str] | None = None,
+) -> Evaluation:
+    """Metrics over the whole split, computed once. `names`: only these besides the loss (default: all of the task's)."""
+    predictions, losses, targets = predict_features(
+        model, task, features, processor, batch_size=batch_size, max_tokens=max_tokens, accelerator=accelerator
+    )
+    found = [int(prediction["example"]) for prediction in predictions]
+    if found != list(range(len(rows))):
+        raise RuntimeError(f"the evaluation covered {len(set(found))} of {len(rows)} examples, {len(found)} times in all")
+    metrics = task.score(predictions, rows, names)
+    return Evaluation(metrics={**metrics, "loss": losses / targets if targets else None}, predictions=predictions)

@@ -1,0 +1,230 @@
+"""The training loop: a generator of events. It saves nothing, prints nothing and decides nothing about files.
+
+What holds by construction:
+- The loss of an optimizer step is the sum over all supervised targets of its accumulation window, over all processes, divided by
+  their number. So the gradient does not depend on how the window is cut into batches.
+- Batches are a pure function of (seed, epoch), randomness of (seed, step, process), the rate of the step. A run that continues
+  from step k does exactly what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ftkit.errors import DivergedError
+from ftkit.methods.base import Method
+from ftkit.recipe.schema import Every, TrainSpec
+from ftkit.tasks.base import Batch, Task
+from ftkit.training.evaluation import forward, to_device
+from ftkit.training.events import BoundaryEvent, EvaluationEvent, Event, StepEvent
+from ftkit.training.optimizers import set_learning_rate
+from ftkit.training.schedule import learning_rate_factor
+from ftkit.training.seeding import seed_everything
+from ftkit.training.stopping import StoppingRule
+from ftkit.training.unfreezing import GradualUnfreezing
+
+MAX_SKIPPED_STEPS = 20
+"""Steps in a row that fp16's loss scaler may skip before the run counts as diverged: by then the scale has shrunk 2^20-fold."""
+
+
+class BatchSource(Protocol):
+    """Training batches of any epoch."""
+
+    def epoch(self, epoch: int) -> list[np.ndarray]:
+        """Feature indices of each batch of an epoch; a pure function of the epoch."""
+
+    def load(self, indices: np.ndarray) -> Batch:
+        """The batch of these features, on the CPU."""
+
+    def tokens(self, indices: np.ndarray) -> int:
+        """Tokens of these features without padding."""
+
+
+@dataclass
+class Position:
+    """How far a run is: finished optimizer steps, the current epoch and its finished windows."""
+
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+
+
+class Trainer:
+    """Trains a prepared model; iterate over `events()`.
+
+    model and optimizer are those that `accelerator.prepare` returned; `evaluate` gives the metrics of the validation split, None
+    if there is none. `position` may be set before the first event to continue an earlier run.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        task: Task,
+        method: Method,
+        batches: BatchSource,
+        train: TrainSpec,
+        seed: int,
+        stopping: StoppingRule,
+        evaluate: Callable[[], dict[str, Any]] | None,
+        unfreezing: GradualUnfreezing | None = None,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.task, self.method, self.batches, self.train, self.seed = task, method, batches, train, seed
+        self.stopping, self.evaluate, self.unfreezing = stopping, evaluate, unfreezing
+        self.position = Position()
+        self._window_size = train.gradient_accumulation_steps * accelerator.num_processes
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._skipped = 0
+        self.total_steps = count_steps(train, batches, accelerator.num_processes)
+        warmup = warmup_steps(train, self.total_steps)
+        self._factor = learning_rate_factor(train.schedule, warmup_steps=warmup, total_steps=self.total_steps)
+
+    def events(self) -> Iterator[Event]:
+        """Runs from `position` to the end (or an early stop), yielding what happens.
+
+        Raises DivergedError when a loss or gradient is not finite; the parameters are then those of the last good step.
+        """
+        position = self.position
+        while position.step < self.total_steps:
+            windows = self._windows(position.epoch)
+            while position.window < len(windows) and position.step < self.total_steps:
+                before = position.epoch + position.window / len(windows)
+                if self.unfreezing:
+                    self.unfreezing.update(step=position.step, epoch=before)
+                event = self._step(windows[position.window], len(windows))
+                yield event
+                last = position.step == self.total_steps
+                evaluation = self._evaluation_due(before, event, last)
+                if evaluation:
+                    yield evaluation
+                stop = evaluation is not None and evaluation.stop
+                due = evaluation is not None or last or _due(self.train.checkpoint_every, event.step, before, event.epoch)
+                yield BoundaryEvent(step=position.step, checkpoint_due=due)
+                if stop:
+                    return
+            if position.window == len(windows):
+                position.epoch, position.window = position.epoch + 1, 0
+
+    def _windows(self, epoch: int) -> list[list[np.ndarray]]:
+        batches = self.batches.epoch(epoch)
+        return [batches[start : start + self._window_size] for start in range(0, len(batches), self._window_size)]
+
+    def _evaluation_due(self, before: float, event: StepEvent, last: bool) -> EvaluationEvent | None:
+        if self.evaluate is None or not (last or _due(self.train.evaluate_every, event.step, before, event.epoch)):
+            return None
+        metrics = self.evaluate()
+        spec = self.train.early_stopping
+        watched = spec.metric if spec else self.train.best_metric
+        verdict = self.stopping.update(metrics.get(watched), event.step)
+        return EvaluationEvent(step=event.step, epoch=event.epoch, metrics=metrics, is_best=verdict.is_best, stop=verdict.stop)
+
+    def _step(self, window: Sequence[np.ndarray], windows_in_epoch: int) -> StepEvent:
+        """One optimizer step over a window of batches."""
+        position, accelerator = self.position, self.accelerator
+        seed_everything(self.seed, position.step, accelerator.process_index)
+        rate = float(self.train.learning_rate) * self._factor(position.step)
+        set_learning_rate(self.optimizer, rate)
+        share = _share(window, accelerator.process_index, accelerator.num_processes)
+        loaded = [(self.batches.load(indices), real) for indices, real in share]
+        targets = self._sum_over_processes(sum(self.task.target_count(batch) for batch, real in loaded if real))
+        loss = self._backward(loaded, targets)
+        grad_norm = self._clip()
+        self._refuse_divergence(loss, grad_norm, rate)
+        self.optimizer.step()
+        self.method.after_step(accelerator.unwrap_model(self.model), position.step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        position.step, position.window = position.step + 1, position.window + 1
+        return StepEvent(
+            step=position.step,
+            epoch=position.epoch + position.window / windows_in_epoch,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens=sum(self.batches.tokens(indices) for indices in window),
+            examples=sum(len(indices) for indices in window),
+        )
+
+    def _backward(self, loaded: Sequence[tuple[Batch, bool]], targets: int) -> float:
+        """Accumulates the gradient of the window's mean loss; returns that mean."""
+        accelerator, total = self.accelerator, 0.0
+        for number, (batch, real) in enumerate(loaded):
+            last = number == len(loaded) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                placed = to_device(batch, accelerator.device)
+                outputs = forward(self.model, self.task, placed)
+                loss = self.task.loss(outputs, placed, label_smoothing=self.train.label_smoothing) / max(1, targets)
+                loss = loss if real else loss * 0.0
+                total = total + loss.detach()
+                # Data parallelism averages gradients over processes; the window's count is already that of all of them.
+                scaled = loss * accelerator.num_processes
+                extra = self.method.extra_loss(accelerator.unwrap_model(self.model)) if last else None
+                accelerator.backward(scaled if extra is None else scaled + extra)
+        return float(accelerator.reduce(total, "sum")) if accelerator.num_processes > 1 else float(total)
+
+    def _sum_over_processes(self, count: int) -> int:
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
+
+    def _clip(self) -> float:
+        limit = self.train.max_grad_norm
+        return float(self.accelerator.clip_grad_norm_(self._parameters, math.inf if limit is None else limit))
+
+    def _refuse_divergence(self, loss: float, grad_norm: float, rate: float) -> None:
+        scaled = self.accelerator.scaler is not None
+        self._skipped = self._skipped + 1 if scaled and not math.isfinite(grad_norm) else 0
+        gradient_is_bad = not math.isfinite(grad_norm) and (not scaled or self._skipped > MAX_SKIPPED_STEPS)
+        if math.isfinite(loss) and not gradient_is_bad:
+            return
+        what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {grad_norm}"
+        raise DivergedError(
+            f"training diverged at step {self.position.step + 1} of {self.total_steps} (learning rate {rate:.3g}): {what}",
+            hint="Nothing was exported. Lower train.learning_rate, raise train.warmup_ratio, or look for broken rows with `ftkit inspect`",
+        )
+
+
+def count_steps(train: TrainSpec, batches: BatchSource, processes: int) -> int:
+    """Optimizer steps of a whole run: `max_steps` where given, else those of `epochs` passes (the last may be partial)."""
+    if train.max_steps:
+        return train.max_steps
+
+    def windows(epoch: int) -> int:
+        return math.ceil(len(batches.epoch(epoch)) / (train.gradient_accumulation_steps * processes))
+
+    whole = int(float(train.epochs) + 1e-9)
+    rest = float(train.epochs) - whole
+    steps = sum(windows(epoch) for epoch in range(whole))
+    return steps + (math.ceil(rest * windows(whole) - 1e-9) if rest > 1e-9 else 0)
+
+
+def warmup_steps(train: TrainSpec, total_steps: int) -> int:
+    """Steps with a rising rate: `warmup_steps` where given, else `warmup_ratio` of all, rounded up."""
+    return train.warmup_steps if train.warmup_steps is not None else math.ceil(float(train.warmup_ratio) * total_steps)
+
+
+def _share(window: Sequence[np.ndarray], process: int, processes: int) -> list[tuple[np.ndarray, bool]]:
+    """This process's batches of a window. Each process gets equally many, since all must join each synchronization: where the
+    window runs out, a repeated batch that counts for nothing (False)."""
+    rounds = math.ceil(len(window) / processes)
+    places = [number * processes + process for number in range(rounds)]
+    return [(window[place], True) if place < len(window) else (window[0], False) for place in places]
+
+
+def _due(every: Every, step: int, before: float, after: float) -> bool:
+    """Whether a multiple of `every` lies in the step that led from epoch `before` to epoch `after`."""
+    if every.steps:
+        return step % every.steps == 0
+    distance = every.epochs or 1.0
+    return math.floor(after / distance + 1e-9) > math.floor(before / distance + 1e-9)

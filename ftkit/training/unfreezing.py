@@ -1,0 +1,37 @@
+"""Gradual unfreezing (Howard & Ruder 2018, ULMFiT, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ftkit.models.layout import ModelLayout
+from ftkit.recipe.schema import GradualUnfreezingSpec
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    parameter: nn.Parameter
+    depth: int
+
+
+class GradualUnfreezing:
+    """Holds trainable parameters back by depth: the head trains from the start, blocks join from the top, embeddings last.
+
+    What trains at a moment is a pure function of how far the run is, so a resumed run needs no state of it.
+    """
+
+    def __init__(self, model: nn.Module, layout: ModelLayout, spec: GradualUnfreezingSpec) -> None:
+        self._spec, self._top = spec, len(layout.blocks) + 1
+        trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._parameters = [_Frozen(parameter, layout.depth(name)) for name, parameter in trainable]
+
+    def update(self, *, step: int, epoch: float) -> int:
+        """Sets what trains during the step after `step` finished ones; returns the lowest depth that does."""
+        every = self._spec.every
+        passed = step // every.steps if every.steps else int(epoch / (every.epochs or 1.0) + 1e-9)
+        lowest = max(0, self._top - passed * self._spec.blocks)
+        for held in self._parameters:
+            held.parameter.requires_grad_(held.depth >= lowest)
+        return lowest

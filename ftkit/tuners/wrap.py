@@ -1,0 +1,94 @@
+"""The one way a model becomes a PEFT model in ftkit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from torch import nn
+
+from ftkit.errors import ModelError
+from ftkit.models.trainable import check_fresh, hold_in_float32, shortened
+from ftkit.tuners.registration import register_tuners
+
+if TYPE_CHECKING:
+    from ftkit.models.layout import ModelLayout
+
+TASK_TYPES = {
+    "ForSequenceClassification": TaskType.SEQ_CLS,
+    "ForTokenClassification": TaskType.TOKEN_CLS,
+    "ForQuestionAnswering": TaskType.QUESTION_ANS,
+    "ForCausalLM": TaskType.CAUSAL_LM,
+    "LMHeadModel": TaskType.CAUSAL_LM,
+    "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
+    "MTModel": TaskType.SEQ_2_SEQ_LM,
+}
+"""PEFT's task type by the ending of the model class. PEFT has none for images, masked language models and the like."""
+
+
+def task_type(model: nn.Module) -> TaskType | None:
+    """What PEFT calls the task of a transformers model class, None where it has no word for it."""
+    name = type(model).__name__
+    return next((kind for ending, kind in TASK_TYPES.items() if name.endswith(ending)), None)
+
+
+def wrap(
+    model: nn.Module, layout: ModelLayout, config: PeftConfig, declares: Callable[[str, ModelLayout], bool], **arguments: Any
+) -> PeftModel:
+    """The model inside a PeftModel that trains exactly what `declares` says, head included, in float32.
+
+    Sets the config's task type, its `modules_to_save` (PEFT by itself knows only heads of the usual names) and the name of
+    the base, which is never a path of this machine. arguments: passed on to `get_peft_model`.
+    Raises ModelError if another set of parameters would train, or if a newly initialized one would be left as it is.
+    """
+    register_tuners()
+    config.task_type = task_type(model)
+    if hasattr(config, "modules_to_save"):
+        config.modules_to_save = adapted_heads(layout) or None
+    wrapped = get_peft_model(model, config, **arguments)
+    config.base_model_name_or_path = portable_name(getattr(model, "name_or_path", ""))
+    hold_in_float32(wrapped, layout)
+    _check(wrapped, config, layout, declares)
+    return wrapped
+
+
+def adapted_heads(layout: ModelLayout) -> list[str]:
+    """Head modules that train beside an adapter: all of a task head, but of a language model's head only what is new.
+
+    A pretrained output layer is as large as the vocabulary, and no adapter method's paper trains it.
+    """
+    output = getattr(layout.model, "get_output_embeddings", lambda: None)()
+    if output is None:
+        return layout.head_modules()
+    return [head for head in layout.head_modules() if any(name.startswith(f"{head}.") for name in layout.fresh)]
+
+
+def head_parameter_count(layout: ModelLayout) -> int:
+    """Number of parameters of `adapted_heads`."""
+    sizes = {layout.canonical(name): parameter.numel() for name, parameter in layout.model.named_parameters()}
+    return sum(sizes[name] for name in adapted_head_parameters(layout))
+
+
+def adapted_head_parameters(layout: ModelLayout) -> list[str]:
+    """Names (in the plain model) of the parameters of `adapted_heads`."""
+    heads = tuple(f"{head}." for head in adapted_heads(layout))
+    return [name for name in layout.head_parameters() if name.startswith(heads)]
+
+
+def portable_name(name: str) -> str | None:
+    """A model's name as it may stand in a file that travels: of an absolute path only the last part."""
+    return (PurePath(name).name if PurePath(name).is_absolute() else name) or None
+
+
+def _check(wrapped: nn.Module, config: PeftConfig, layout: ModelLayout, declares: Callable[[str, ModelLayout], bool]) -> None:
+    trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
+    declared = {name for name, _ in wrapped.named_parameters() if declares(name, layout)}
+    if trained != declared:
+        raise ModelError(f"the method declares other parameters than those that train: {shortened(trained ^ declared)}")
+    copies = {layout.canonical(name) for name in trained if ".modules_to_save." in name}
+    wanted = set(adapted_head_parameters(layout))
+    if hasattr(config, "modules_to_save") and copies != wanted:
+        raise ModelError(f"PEFT would not train the head of this model as a whole: {shortened(copies ^ wanted)}")
+    check_fresh(layout, {layout.canonical(name) for name in trained})
