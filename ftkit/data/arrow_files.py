@@ -28,27 +28,14 @@ class _HashingFile:
         self._file.write(view)
         return view.nbytes
 
-    def flush(self) -> None:
-        self._file.flush()
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
     def close(self) -> None:
-        if self.closed:
-            return
         self.closed = True
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._file.close()
+
+    def abandon(self) -> None:
+        self.closed = True
         self._file.close()
 
 
@@ -79,6 +66,12 @@ class SegmentWriter:
         """Closes the last file; returns the sha256 of each file by name."""
         self._close_file()
         return self._digests
+
+    def abandon(self) -> None:
+        """Closes the file being written, as it is."""
+        if self._sink is not None:
+            self._sink.abandon()
+        self._writer = self._sink = self._schema = None
 
     def _name(self) -> str:
         return f"{self._prefix}-{len(self._digests):05d}.arrow"

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from ftkit.data.arrays import array_of, int64_array
 from ftkit.data.arrow_files import SegmentWriter, explained_cache_errors, map_batches, sync_folder
 from ftkit.data.kinds import ARROW_TYPES, JSON_MARK, STRUCTURED, kinds_of, merged_kind, widen_whole_numbers
 from ftkit.data.problems import shorten
@@ -26,7 +29,7 @@ WAY_OUT = "Free some space, or set FTKIT_CACHE to a folder that can be written."
 
 
 class TableBuilder:
-    """Collects one file's rows.
+    """Collects one file's rows: `with builder: ... builder.finish()`. An error removes what was written to disk so far.
 
     columns: names of the columns to keep; None keeps all.
     """
@@ -40,6 +43,13 @@ class TableBuilder:
         self._batches: list[pa.RecordBatch] = []
         self._bytes = self._rows = 0
         self._spill: _Spill | None = None
+
+    def __enter__(self) -> TableBuilder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._spill is not None:
+            self._spill.discard()
 
     def note_columns(self, names: Sequence[str]) -> list[str]:
         """Records columns that the file has; returns those to keep."""
@@ -55,16 +65,19 @@ class TableBuilder:
 
     def add_columns(self, columns: Mapping[str, Sequence[Any]], positions: Sequence[int]) -> None:
         """Appends rows given as Python values by column."""
-        arrays, fields = [pa.array(positions, pa.int64())], [pa.field(POSITION, pa.int64())]
+        arrays, fields = [int64_array(np.asarray(positions, dtype=np.int64))], [pa.field(POSITION, pa.int64())]
         for name, values in columns.items():
             kind = self._kind(name, values, positions)
             if name in self._conflicts:
                 continue
-            structured = kind in STRUCTURED
-            array = self._array(name, [_as_json(value) for value in values] if structured else values, kind, positions)
+            text = _as_json(values) if kind in STRUCTURED else None
+            if kind in STRUCTURED and text is None:
+                array = self._nested(name, values, positions)
+            else:
+                array = self._array(name, values if text is None else text, kind, positions)
             if array is not None:
                 arrays.append(array)
-                fields.append(pa.field(name, array.type, metadata=JSON_MARK if structured else None))
+                fields.append(pa.field(name, array.type, metadata=None if text is None else JSON_MARK))
         self.add_batch(pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields)))
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
@@ -95,11 +108,6 @@ class TableBuilder:
             conflicts=self._conflicts,
         )
 
-    def discard(self) -> None:
-        """Removes what was written to disk so far."""
-        if self._spill is not None:
-            self._spill.discard()
-
     def _kind(self, name: str, values: Sequence[Any], positions: Sequence[int]) -> str:
         kinds = kinds_of(values)
         if kinds and name not in self._first:
@@ -114,6 +122,11 @@ class TableBuilder:
                 index for index, value in enumerate(values) if merged_kind({first_kind, *kinds_of([value])}) not in ARROW_TYPES
             )
             found = next(iter(kinds_of([values[at]])))
+            if found not in ARROW_TYPES:
+                self._refuse(
+                    name, positions[at], f"a value of type {found} cannot be read", "Give text, numbers, lists or objects."
+                )
+                return first_kind
             where = self._origin.place(first_position)
             message = f"{shorten(values[at])} is {found}, but {shorten(first_value)} ({where}) is {first_kind}"
             self._refuse(name, positions[at], message, "Give all rows of the column the same type.")
@@ -122,22 +135,34 @@ class TableBuilder:
 
     def _array(self, name: str, values: Sequence[Any], kind: str, positions: Sequence[int]) -> pa.Array | None:
         try:
-            return pa.array(values, ARROW_TYPES[kind])
-        except (UnicodeEncodeError, OverflowError, pa.ArrowException):
+            return array_of(values, kind)
+        except (UnicodeEncodeError, OverflowError):
             at = next(index for index, value in enumerate(values) if not _fits(value, kind))
             limit = "has a lone surrogate, which is no character" if isinstance(values[at], str) else "does not fit into 64 bits"
             self._refuse(name, positions[at], f"{shorten(values[at])} {limit}", "Correct the value.")
+            return None
+
+    def _nested(self, name: str, values: Sequence[Any], positions: Sequence[int]) -> pa.Array | None:
+        """Lists or objects that JSON cannot hold (bytes of images)."""
+        try:
+            return pa.array(values)
+        except (UnicodeEncodeError, OverflowError, pa.ArrowException) as error:
+            self._refuse(name, positions[0], f"values that do not fit together: {error}", "Give all rows the same structure.")
             return None
 
     def _refuse(self, name: str, position: int, message: str, hint: str) -> None:
         self._conflicts[name] = Problem(message=message, place=self._origin.place(position), key=name, hint=hint)
 
 
-def table_from_rows(rows: Sequence[Mapping[str, Any]], origin: str) -> Table:
-    """A table of rows given in memory; messages call them `<origin>, row N`. Raises DataError if there are none."""
-    builder = TableBuilder(Origin(label=origin))
-    builder.add_rows(rows, range(1, len(rows) + 1))
-    return builder.finish()
+def table_from_rows(rows: Sequence[Mapping[str, Any]], origin: str, *, first_row: int = 1) -> Table:
+    """A table of rows given in memory (numpy values become Python ones); messages call them `<origin>, row N`, from `first_row` on.
+
+    Raises DataError if there are none.
+    """
+    plain = [{name: _python_value(value) for name, value in row.items()} for row in rows]
+    with TableBuilder(Origin(label=origin)) as builder:
+        builder.add_rows(plain, range(first_row, first_row + len(rows)))
+        return builder.finish()
 
 
 class _Spill:
@@ -166,19 +191,25 @@ class _Spill:
         return batches
 
     def discard(self) -> None:
-        self._writer.finish()
-        for path in self._aside.iterdir():
-            path.unlink()
-        self._aside.rmdir()
+        self._writer.abandon()
+        shutil.rmtree(self._aside, ignore_errors=True)
 
 
-def _as_json(value: Any) -> str | None:
-    return None if value is None else json.dumps(value, ensure_ascii=False)
+def _as_json(values: Sequence[Any]) -> list[str | None] | None:
+    """Each value as JSON text; None if one of them cannot be."""
+    try:
+        return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+    except TypeError:
+        return None
+
+
+def _python_value(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _fits(value: Any, kind: str) -> bool:
     try:
-        pa.array([value], ARROW_TYPES[kind])
-    except (UnicodeEncodeError, OverflowError, pa.ArrowException):
+        array_of([value], kind)
+    except (UnicodeEncodeError, OverflowError):
         return False
     return True

@@ -76,8 +76,7 @@ def encode_table(
     folder = cache_folder() / "tokens" / key
     if (batches := _read(folder)) is not None:
         return FeatureStore(batches, key=key, hit=True)
-    with explained_cache_errors(folder.parent, WAY_OUT):
-        return FeatureStore(_write(folder, encoded), key=key, hit=False)
+    return FeatureStore(_write(folder, encoded), key=key, hit=False)
 
 
 def cache_key(table: Table, task: Task, processor_key: str) -> str:
@@ -105,7 +104,8 @@ def _code_files(task: type) -> dict[str, str]:
         if name in files or module is None or file is None or not (name.startswith("ftkit") or name == task.__module__):
             continue
         files[name] = file
-        waiting += {getattr(value, "__module__", None) or getattr(value, "__name__", "") for value in vars(module).values()}
+        names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in vars(module).values()}
+        waiting += [other for other in names if isinstance(other, str)]
     return files
 
 
@@ -132,25 +132,37 @@ def _encoded(table: Table, task: Task, processor: Any, progress: Progress | None
 
 def _write(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[pa.RecordBatch]:
     """Writes an entry aside and renames it; the manifest is written last, so that an entry without one is not whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    with explained_cache_errors(folder.parent, WAY_OUT):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    writer = SegmentWriter(aside)
     try:
-        writer = SegmentWriter(aside)
         for batch in batches:
-            writer.write(batch)
-        files = {name: {"sha256": digest, "bytes": (aside / name).stat().st_size} for name, digest in writer.finish().items()}
-        with open(aside / MANIFEST, "w", encoding="utf-8") as file:
-            json.dump({"files": files}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(aside)
-        _replace(folder, aside)
+            with explained_cache_errors(folder.parent, WAY_OUT):
+                writer.write(batch)
+        with explained_cache_errors(folder.parent, WAY_OUT):
+            _write_manifest(aside, writer.finish())
+            _replace(folder, aside)
+            return _written(folder)
     finally:
+        writer.abandon()
         shutil.rmtree(aside, ignore_errors=True)
-    written = _read(folder)
-    if written is None:
-        raise OSError(None, f"{folder} was written but does not read back whole")
-    return written
+
+
+def _write_manifest(folder: Path, digests: dict[str, str]) -> None:
+    files = {name: {"sha256": digest, "bytes": (folder / name).stat().st_size} for name, digest in digests.items()}
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({"files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _written(folder: Path) -> list[pa.RecordBatch]:
+    batches = _read(folder)
+    if batches is None:
+        raise OSError(None, f"{folder.name} was written but does not read back whole")
+    return batches
 
 
 def _replace(folder: Path, aside: Path) -> None:

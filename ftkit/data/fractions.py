@@ -114,7 +114,8 @@ def _units(inputs: Sequence[bytes], strata: Sequence[Hashable] | None, groups: S
     key = str(seed).encode()
     units = []
     for rows in members.values():
-        rank = hashlib.blake2b(min(inputs[row] for row in rows), digest_size=16, key=key).digest()
+        first = inputs[rows[0]] if len(rows) == 1 else min(inputs[row] for row in rows)
+        rank = hashlib.blake2b(first, digest_size=16, key=key).digest()
         stratum = None if strata is None else _most_common([strata[row] for row in rows])
         units.append(Unit(tuple(rows), stratum, rank))
     return units

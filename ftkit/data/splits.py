@@ -70,7 +70,8 @@ def load_splits(spec: DataSpec, task: Task, base: Path) -> Splits:
         setattr(splits, name, part.table)
     if spec.split is not None:
         _hold_back(splits, spec.split, loaded[TRAIN], task)
-    _handle_leaks(splits, spec.leaks, task)
+    # Held-back rows cannot be training rows: equal inputs stay together.
+    _handle_leaks(splits, [name for name in loaded if name != TRAIN], spec.leaks, task)
     task.learn(splits.train)
     for name, table in splits.items():
         check_rows(table, task.check_learned, loaded.get(name, loaded[TRAIN]).columns, problems)
@@ -195,8 +196,9 @@ def _group_key(value: Any) -> Hashable:
     return canonical(value) if isinstance(value, list | dict) else value
 
 
-def _handle_leaks(splits: Splits, mode: str, task: Task) -> None:
-    held_out = [(name, table) for name, table in splits.items() if name != TRAIN]
+def _handle_leaks(splits: Splits, names: list[str], mode: str, task: Task) -> None:
+    """Compares the named splits, which came from sources of their own, with the training rows."""
+    held_out = [(name, table) for name, table in splits.items() if name in names]
     if mode == "off" or not held_out:
         return
     trained: dict[bytes, int] = {}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from ftkit.data.arrays import int64_array
 from ftkit.data.kinds import NOTHING, is_json, kind_of_field, merged_kind, widen_whole_numbers
 from ftkit.errors import DataError, Problem
 
@@ -256,7 +257,7 @@ def _as_rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
 def _decoded(batch: pa.RecordBatch, rows: np.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
     first, count = int(rows[0]), len(rows)
     contiguous = bool(np.all(np.diff(rows) == 1))
-    taken = None if contiguous else pa.array(rows)
+    taken = None if contiguous else int64_array(rows)
     values: dict[str, list[Any]] = {}
     for name in names:
         index = batch.schema.get_field_index(name)

@@ -21,7 +21,8 @@ def export_adapter(model: Any, processor: Any, target: Path, *, base_name: str) 
     """
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, safe_serialization=True)
+        # "auto" would look the base model up on the hub to see whether its vocabulary was resized; ftkit never resizes it.
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         config = folder / "adapter_config.json"
         write_json(config, {**read_json(config), "base_model_name_or_path": base_name})
         # PEFT's own card is a form to fill in; the run folder has a real one.

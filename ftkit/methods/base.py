@@ -110,7 +110,7 @@ class Method(ABC):
         """A scalar added to the mean training loss of each optimizer step, or None."""
         return None
 
-    def after_step(self, model: nn.Module, step: int) -> None:
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - an optional hook
         """Called after backward and the optimizer's update, before gradients are cleared. `step` counts from 1."""
 
 

@@ -50,7 +50,7 @@ class Options(Strict):
     alpha: float | Auto = Field(
         "auto",
         gt=0,
-        description="Scale of the update: alpha / rank, with rslora alpha / sqrt(rank). auto: a scale of 2, with pissa 1.",
+        description="Scale of the update: alpha / rank, with rslora alpha / sqrt(rank). auto: twice the rank; with rslora 16; with pissa a scale of 1.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the low-rank path.")
     targets: Literal["auto", "all-linear"] | Targets = Field(
@@ -95,7 +95,7 @@ class LoRA(AdapterMethod):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         targets: Any = ["query", "value"]
-        source = "Hu et al. 2022, table 5 and section 5.1: query and value"
+        source = "Hu et al. 2022, section 7.1 and table 5: query and value"
         if facts.kind == "decoder":
             targets, source = (
                 "all-linear",
@@ -110,13 +110,16 @@ class LoRA(AdapterMethod):
     def _alpha(self) -> float:
         if self.options.alpha != "auto":
             return float(self.options.alpha)
-        scale = 1.0 if self.options.init == "pissa" else 2.0
-        return scale * self.options.rank ** (0.5 if self.options.rslora else 1.0)
+        if self.options.init == "pissa":
+            return float(self.options.rank) ** (0.5 if self.options.rslora else 1.0)
+        return 16.0 if self.options.rslora else 2.0 * self.options.rank
 
     def _alpha_source(self) -> str:
         if self.options.init == "pissa":
-            return "Meng et al. 2024 (PiSSA), section 5: alpha = rank, a scale of 1"
-        return "Biderman et al. 2024 (LoRA Learns Less and Forgets Less): alpha = 2 rank, a scale of 2"
+            return "Meng et al. 2024 (PiSSA), section 5: a scale of 1"
+        if self.options.rslora:
+            return "Kalajdzievski 2023 (rsLoRA): the same alpha for every rank; 16 as in Dettmers et al. 2023 (QLoRA), table 9"
+        return "Biderman et al. 2024 (LoRA Learns Less and Forgets Less): alpha = 2 rank"
 
     def refusal(self, facts: ModelFacts) -> str:
         if self.options.init == "pissa" and 0 < facts.hidden_size < self.options.rank:
@@ -133,10 +136,12 @@ class LoRA(AdapterMethod):
     def _config(self, layout: ModelLayout, paths: list[str]) -> LoraConfig:
         from peft import LoraConfig
 
+        alpha = self._alpha()
         init: Any = {"default": True}.get(self.options.init, self.options.init)
         return LoraConfig(
             r=self.options.rank,
-            lora_alpha=self._alpha(),
+            # PEFT declares a whole number here, servers read one, and PEFT computes with any.
+            lora_alpha=int(alpha) if alpha.is_integer() else alpha,  # type: ignore[arg-type]
             lora_dropout=self.options.dropout,
             target_modules=layout.suffixes(paths),
             use_rslora=self.options.rslora,

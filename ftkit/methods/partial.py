@@ -54,8 +54,8 @@ class Options(Strict):
         None,
         description="Instead of `top_blocks`: block numbers and ranges, `[0-3, 10]`, from 0; decoder blocks follow encoder blocks.",
     )
-    pattern: Annotated[str, AfterValidator(_compiles)] | None = Field(
-        None, min_length=1, description="Instead of `top_blocks`: regular expression found in the names of the parameters to train."
+    pattern: Annotated[str, Field(min_length=1), AfterValidator(_compiles)] | None = Field(
+        None, description="Instead of `top_blocks`: regular expression found in the names of the parameters to train."
     )
     embeddings: bool = Field(False, description="Train the embeddings, too.")
     norms: bool = Field(False, description="Train all layer norms, too.")

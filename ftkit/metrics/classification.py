@@ -61,13 +61,24 @@ def _averaged(index: int, average: str) -> Callable[[ndarray, ndarray], float | 
     return compute
 
 
+def as_indicators(labels: ndarray) -> ndarray:
+    """0/1 (n, labels) with at least two columns: scikit-learn takes one column for the classes 0 and 1. (n,) stays as it is."""
+    import numpy as np
+
+    return np.pad(labels, ((0, 0), (0, 1))) if labels.ndim == 2 and labels.shape[1] == 1 else labels
+
+
 def per_label(references: ndarray, predictions: ndarray, label_count: int) -> list[dict[str, Any]]:
-    """Precision, recall, F1 (None where undefined) and support of each of all labels; also takes 0/1 arrays (n, labels)."""
+    """Precision, recall, F1 (None where undefined) and support of each of all labels, for at least one example.
+
+    Also takes 0/1 arrays (n, labels).
+    """
     import numpy as np
     from sklearn.metrics import precision_recall_fscore_support
 
     labels = list(range(label_count))
-    columns = precision_recall_fscore_support(references, predictions, labels=labels, average=None, zero_division=np.nan)
+    given = as_indicators(references), as_indicators(predictions)
+    columns = precision_recall_fscore_support(*given, labels=labels, average=None, zero_division=np.nan)
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [
         {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ftkit.metrics.base import MetricSpec
-from ftkit.metrics.classification import accuracy, mean_auroc
+from ftkit.metrics.classification import accuracy, as_indicators, mean_auroc
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -33,14 +33,16 @@ def label_ranking_average_precision(references: ndarray, scores: ndarray) -> flo
 
 def _averaged(index: int, average: str) -> Callable[[ndarray, ndarray], float | None]:
     def compute(references: ndarray, predictions: ndarray) -> float | None:
+        import numpy as np
         from sklearn.metrics import precision_recall_fscore_support
 
-        occurring = (
-            [int(label) for label in (references.any(axis=0) | predictions.any(axis=0)).nonzero()[0]] if len(references) else []
-        )
+        if not len(references):
+            return None
+        occurring = np.flatnonzero(references.any(axis=0) | predictions.any(axis=0)).tolist()
         if not occurring:
             return None
-        results = precision_recall_fscore_support(references, predictions, labels=occurring, average=average, zero_division=0)
+        given = as_indicators(references), as_indicators(predictions)
+        results = precision_recall_fscore_support(*given, labels=occurring, average=average, zero_division=0)
         return float(results[index])
 
     return compute

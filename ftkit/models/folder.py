@@ -179,6 +179,6 @@ def _weight_problems(folder: Path) -> list[Problem]:
             message=f"has its weights only as pickle ({pickled[0]}), which can run code when it is read; ftkit reads {WEIGHTS}",
             place=str(folder),
             key="model.name",
-            hint="If you trust the file, convert it once: AutoModel.from_pretrained(folder).save_pretrained(folder) writes safetensors",
+            hint="If you trust the file, convert it once: AutoModel.from_pretrained(folder).save_pretrained(folder)",
         )
     ]

@@ -176,7 +176,7 @@ class ModelLayout:
     def _not_found(self, what: str) -> ModelError:
         return ModelError(
             f"{self.architecture}: could not find {what}",
-            hint="The method needs them; choose another method, or a model of a usual architecture (`ftkit methods` lists what each needs)",
+            hint="What was asked for needs them; choose another method or another model",
         )
 
     def _backbone_modules(self) -> Iterator[tuple[str, nn.Module]]:
@@ -343,6 +343,8 @@ def _layers_of_stage(name: str, stage: nn.Module) -> list[tuple[str, nn.Module]]
 
 def _has_weights_beside_attention(block: nn.Module) -> bool:
     attention = classify_block("", block)
+    if any(role in ATTENTION_INPUTS and "." not in name for name, role in attention.items()):
+        return False  # the module is an attention module itself
     inside = {name for name, role in attention.items() if role not in ("ffn_in", "ffn_out", "")}
     return any(parameter.dim() > 1 and _parent(name) not in inside for name, parameter in block.named_parameters())
 

@@ -56,7 +56,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     from ftkit.models.layout import ModelLayout
 
     source, arguments = _arguments(spec, base)
-    config = _build_config(source, arguments, head)
+    config = _build_config(spec, source, arguments, head)
     torch.manual_seed(seed)
     model, info = _from_pretrained(spec, head, source, arguments, config)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
@@ -88,13 +88,13 @@ def _arguments(spec: ModelSpec, base: Path | None) -> tuple[str | Path, dict[str
     return (path.parent, {**arguments, "gguf_file": path.name}) if path.is_file() else (path, arguments)
 
 
-def _build_config(source: str | Path, arguments: dict[str, Any], head: Head) -> Any:
+def _build_config(spec: ModelSpec, source: str | Path, arguments: dict[str, Any], head: Head) -> Any:
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(source, **arguments)
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
-        raise _unloadable(str(source), error) from error
+        raise _unloadable(spec.name, error) from error
     # num_labels first: setting it makes up new label names, which those of the task then replace.
     for name in sorted(head.config, key=lambda entry: entry != "num_labels"):
         setattr(config, name, head.config[name])

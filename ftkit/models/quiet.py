@@ -13,6 +13,8 @@ _SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "BITSANDBYTES_NOWELCOME": "1",
+    # transformers' GGUF reader draws its bar with plain tqdm, which no switch of transformers reaches.
+    "TQDM_DISABLE": "1",
 }
 _LOGGERS = ("accelerate", "bitsandbytes", "huggingface_hub", "kernels", "peft")
 

@@ -14,6 +14,9 @@ from ftkit.recipe.reading import Document, dotted, read_file, read_text
 from ftkit.recipe.schema import Component, Origin, Recipe, RecipeBody, Strict
 from ftkit.registry import METHODS, TASKS, Registry
 
+Rule = tuple[tuple[str | int, ...], str, str]
+"""A broken rule: path of the key, message, hint."""
+
 COMPONENTS: dict[str, Registry[Any]] = {"task": TASKS, "method": METHODS}
 
 
@@ -115,7 +118,7 @@ def _position(problem: Problem) -> tuple[str, int, int]:
 
 def _across_keys(body: RecipeBody, components: dict[str, Component], document: Document) -> list[Problem]:
     """Rules that concern several keys at once."""
-    found: list[tuple[tuple[str | int, ...], str, str]] = []
+    found: list[Rule] = []
     train, data = body.train, body.data
     has_validation = data.validation is not None or bool(data.split and data.split.validation)
     has_test = data.test is not None or bool(data.split and data.split.test)
@@ -143,8 +146,8 @@ def _across_keys(body: RecipeBody, components: dict[str, Component], document: D
     return [Problem(message=message, place=document.place(path), key=dotted(path), hint=hint) for path, message, hint in found]
 
 
-def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list[tuple[tuple[str | int, ...], str, str]]:
-    found: list[tuple[tuple[str | int, ...], str, str]] = []
+def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list[Rule]:
+    found: list[Rule] = []
     if (method := components.get("method")) is not None:
         can = METHODS.get(method.name).capabilities
         for index, form in enumerate(body.export):
@@ -161,17 +164,22 @@ def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list
     return found
 
 
-def _metric_rules(body: RecipeBody, task: Any) -> list[tuple[tuple[str | int, ...], str, str]]:
+def _metric_rules(body: RecipeBody, task: Any) -> list[Rule]:
     known = [metric.name for metric in task.metrics()]
     named: list[tuple[tuple[str | int, ...], str]] = [(("train", "best_metric"), body.train.best_metric)]
     if body.train.early_stopping:
         named.append((("train", "early_stopping", "metric"), body.train.early_stopping.metric))
     named += [(("expect", name), name) for name in body.expect]
     hint = f"The metrics of {task.name}: {', '.join(known)}"
-    found = [(path, f"unknown metric {name!r}", hint) for path, name in named if name != "auto" and name not in known]
+    wrong: list[Rule] = []
+    watched = body.train.early_stopping.metric if body.train.early_stopping else "auto"
+    if "auto" not in (watched, body.train.best_metric) and watched != body.train.best_metric:
+        message = f"watches {watched!r}, but `train.best_metric` is {body.train.best_metric!r}"
+        wrong.append((("train", "early_stopping", "metric"), message, "One metric decides both; remove one of the two"))
+    wrong += [(path, f"unknown metric {name!r}", hint) for path, name in named if name != "auto" and name not in known]
     if body.train.label_smoothing and not task.supports_label_smoothing:
-        found.append((("train", "label_smoothing"), f"{task.name} as given has no labels to smooth", "Remove it"))
-    return found
+        wrong.append((("train", "label_smoothing"), f"{task.name} as given has no labels to smooth", "Remove it"))
+    return wrong
 
 
 def options_schema() -> dict[str, type[Strict]]:

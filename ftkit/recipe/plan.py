@@ -86,12 +86,14 @@ def _derived(recipe: Recipe, task: Task, gpu_bf16: bool) -> dict[str, Default]:
     """Defaults that follow from other keys, the task or the machine."""
     train = recipe.train
     metrics = {metric.name: metric for metric in task.metrics()}
-    best = train.best_metric if train.best_metric != "auto" else next(iter(metrics))
-    watched = train.early_stopping.metric if train.early_stopping and train.early_stopping.metric != "auto" else best
+    stopping = train.early_stopping.metric if train.early_stopping else "auto"
+    chosen = train.best_metric if train.best_metric != "auto" else stopping
+    best = chosen if chosen != "auto" else next(iter(metrics))
+    why_best = f"the first metric of {task.name}" if chosen == "auto" else "train.early_stopping.metric"
     return {
-        "train.best_metric": Default(value=best, source=f"the first metric of {task.name}"),
+        "train.best_metric": Default(value=best, source=why_best),
         "train.early_stopping.metric": Default(value=best, source="train.best_metric"),
-        "train.early_stopping.mode": Default(value=metrics[watched].direction, source=f"the direction of {watched}"),
+        "train.early_stopping.mode": Default(value=metrics[best].direction, source=f"the direction of {best}"),
         "train.eval_batch_size": Default(
             value=2 * train.batch_size, source="twice train.batch_size: nothing is kept for a backward pass"
         ),

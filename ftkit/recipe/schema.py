@@ -117,6 +117,11 @@ class Every(Strict):
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=1)
 
+    @classmethod
+    def of_epochs(cls, epochs: float) -> Every:
+        """A distance in epochs."""
+        return cls(epochs=epochs, steps=None)
+
     @model_validator(mode="after")
     def _exactly_one(self) -> Every:
         if (self.epochs is None) == (self.steps is None):
@@ -136,17 +141,17 @@ class EarlyStoppingSpec(Strict):
 class GradualUnfreezingSpec(Strict):
     """Howard & Ruder 2018 (ULMFiT): the head trains first, then one more block from the top at each interval."""
 
-    every: Every = Field(default_factory=lambda: Every(epochs=1.0), description="Distance between two unfreezings.")
+    every: Every = Field(default_factory=lambda: Every.of_epochs(1.0), description="Distance between two unfreezings.")
     blocks: int = Field(1, ge=1, description="Blocks unfrozen at a time.")
 
 
 class TrainSpec(Strict):
     """The training loop."""
 
-    epochs: float | Auto = Field("auto", gt=0, description="Passes over the training rows.")
+    epochs: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever `epochs` says.")
     batch_size: int = Field(32, ge=1, description="Examples in one forward pass of one process.")
-    eval_batch_size: int | Auto = Field("auto", ge=1, description="auto: twice `batch_size`.")
+    eval_batch_size: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="auto: twice `batch_size`.")
     max_tokens: int | None = Field(
         None, ge=1, description="Tokens (with padding) in one forward pass; batches hold as many rows as fit, `batch_size` at most."
     )
@@ -155,14 +160,14 @@ class TrainSpec(Strict):
         True, description="Put rows of similar length into one batch; the order stays random across batches."
     )
     optimizer: Literal["adamw", "sgd", "adafactor", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs bitsandbytes.")
-    learning_rate: float | Auto = Field("auto", gt=0, description="Peak learning rate. auto: the method's own.")
-    weight_decay: float | Auto = Field("auto", ge=0, description="Decoupled weight decay; never on biases and norms.")
+    learning_rate: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Peak learning rate. auto: the method's own.")
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="Decoupled weight decay; never on biases and norms.")
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field("linear", description="Learning rate after warm-up.")
-    warmup_ratio: float | Auto = Field("auto", ge=0, le=1, description="Share of the optimizer steps with a rising rate.")
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | Auto = Field("auto", description="Share of the optimizer steps with a rising rate.")
     warmup_steps: int | None = Field(None, ge=0, description="Instead of `warmup_ratio`.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradient norm to clip at; null: no clipping.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Training loss only; evaluation uses the plain loss.")
@@ -175,9 +180,9 @@ class TrainSpec(Strict):
         None, gt=0, le=1, description="Discriminative learning rates: each block's rate is that of the block above times this."
     )
     gradual_unfreezing: GradualUnfreezingSpec | None = Field(None, description="Train the head first, then block after block.")
-    evaluate_every: Every = Field(default_factory=lambda: Every(epochs=1.0), description="Distance between evaluations.")
+    evaluate_every: Every = Field(default_factory=lambda: Every.of_epochs(1.0), description="Distance between evaluations.")
     checkpoint_every: Every = Field(
-        default_factory=lambda: Every(epochs=1.0), description="Distance between checkpoints; each evaluation writes one too."
+        default_factory=lambda: Every.of_epochs(1.0), description="Distance between checkpoints; each evaluation writes one too."
     )
     keep_checkpoints: int = Field(1, ge=1, description="Latest checkpoints to keep; the best weights are kept beside them.")
     best_metric: str = Field("auto", description="Metric that picks the exported weights. auto: the task's first.")
@@ -204,7 +209,7 @@ class RecipeBody(Strict):
 
     model: ModelSpec
     data: DataSpec
-    train: TrainSpec = Field(default_factory=TrainSpec)
+    train: TrainSpec = Field(default_factory=lambda: TrainSpec())
     export: list[Literal["adapter", "merged"]] = Field(
         default_factory=list, description="adapter: what PEFT loads; merged: what plain transformers loads."
     )

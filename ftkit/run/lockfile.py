@@ -8,7 +8,8 @@ from typing import Any
 
 from ftkit.data.splits import Splits
 from ftkit.files import json_text, sha256_of
-from ftkit.models.facts import ModelFacts, model_files
+from ftkit.models.facts import ModelFacts
+from ftkit.models.folder import model_files
 from ftkit.recipe.plan import Plan, recipe_values
 from ftkit.run.machine import describe_machine, git_revision, versions
 

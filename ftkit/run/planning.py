@@ -56,6 +56,7 @@ def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code:
     watching.stage("checking the recipe")
     plan = make_plan_here(recipe)
     task = plan.task()
+    task.allow_code = allow_code
     watching.stage("reading data")
     splits = load_splits(plan.recipe.data, task, recipe.origin.base)
     processor, key = prepare_processor(plan)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from accelerate import Accelerator
 
-from ftkit.data.splits import load_rows, load_splits, read_rows
-from ftkit.data.table import Table, table_from_rows
-from ftkit.errors import ModelError, Problem, RecipeError, RunFolderError
+from ftkit.data.building import table_from_rows
+from ftkit.data.sources import read_source
+from ftkit.data.splits import load_rows, load_splits
+from ftkit.data.table import Table
+from ftkit.errors import DataError, ModelError, Problem, RecipeError, RunFolderError
 from ftkit.files import read_json
 from ftkit.models.facts import read_facts
 from ftkit.models.quiet import quiet_libraries
 from ftkit.models.trainable import load_trainable
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import Plan
+from ftkit.recipe.schema import SourceSpec
 from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, read_run
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
@@ -48,7 +53,9 @@ class Predictor:
 
     def read(self, source: str) -> Iterator[Mapping[str, Any]]:
         """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive."""
-        return read_rows(source, base=Path.cwd())
+        if source == "-":
+            return _json_lines(sys.stdin)
+        return iter(read_source(SourceSpec(path=source), split="test", base=Path.cwd()))
 
     def predict(self, rows: Iterable[Mapping[str, Any]], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Rows are under the data's column names, as in training; targets are not needed.
@@ -56,9 +63,9 @@ class Predictor:
         Reads as many rows at a time as one batch holds. Raises DataError for a row that the task cannot use.
         """
         size = batch_size or int(self.plan.recipe.train.eval_batch_size)
-        rows, start = iter(rows), 0
+        rows, start = iter(rows), 1
         while chunk := list(islice(rows, size)):
-            table = self._table(table_from_rows(chunk, origin="input", first_row=start))
+            table = self._table(table_from_rows(chunk, "input", first_row=start))
             store = encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
             predictions, _, _ = predict_features(
                 self._model,
@@ -124,11 +131,26 @@ def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
     plan = make_plan_here(recipe, read_facts(recipe.model, folder))
     _refuse_another_base(folder, plan)
     task = plan.task()
+    task.allow_code = allow_code
     task.restore(read_json(folder / TASK)["state"])
     processor, key = prepare_processor(plan)
     prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
     load_trainable(prepared.model, open_checkpoint(folder / results["weights"]).tensors("trainable"), strict=True)
     return Predictor(folder, prepared, key)
+
+
+def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(stream, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(Problem(message=f"not JSON: {error.msg}", place=f"standard input, line {number}:{error.colno}")) from None
+        if not isinstance(row, dict):
+            hint = 'Write one object a line: {"text": "..."}'
+            raise DataError(Problem(message="is JSON but no object", place=f"standard input, line {number}", hint=hint))
+        yield row
 
 
 def _finished_results(folder: Path) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def train(
     check_run_folder(path, resume=resume, overwrite=overwrite)
     watching.stage("reading data")
     task = plan.task()
+    task.allow_code = allow_code
     splits = load_splits(plan.recipe.data, task, recipe.origin.base)
     processor, key = prepare_processor(plan)
     accelerator = make_accelerator(plan.recipe.train.precision, trackers=list(plan.recipe.trackers), folder=path)
@@ -173,8 +174,7 @@ class _Run:
 
     def _compare_with_training(self, metrics: dict[str, Any], outcome: Outcome) -> None:
         """The reloaded best weights must give the value that made them the best."""
-        spec = self.plan.recipe.train.early_stopping
-        watched = spec.metric if spec else self.plan.recipe.train.best_metric
+        watched = self.plan.recipe.train.best_metric
         value = metrics.get(watched)
         if outcome.best_value is not None and (
             value is None or abs(value - outcome.best_value) > 1e-6 * max(1.0, abs(outcome.best_value))

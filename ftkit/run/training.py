@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from ftkit.data.features import FeatureStore
 from ftkit.data.splits import Splits
@@ -69,7 +70,7 @@ class TrainingSession:
         self._bare = prepared.model
         groups = parameter_groups(self._bare, prepared.layout, recipe.train)
         unfreezing = recipe.train.gradual_unfreezing
-        schedule = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
+        self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
         self._bare.to(accelerator.device)
         if recipe.train.compile:
             self._bare.compile()
@@ -86,7 +87,7 @@ class TrainingSession:
             seed=recipe.seed,
             stopping=self.stopping,
             evaluate=self._evaluate if "validation" in stores else None,
-            unfreezing=schedule,
+            unfreezing=self._unfreezing,
         )
 
     def _stopping_rule(self) -> StoppingRule:
@@ -136,7 +137,7 @@ class TrainingSession:
                 self.observer.note("no complete checkpoint yet: starting from the first step")
             return False
         state = found[-1].state()
-        load_trainable(self._bare, found[-1].tensors("trainable"), strict=True)
+        self._load(found[-1])
         load_optimizer_state(self._inner_optimizer(), found[-1].tensors("optimizer"), state["optimizer"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
@@ -187,7 +188,7 @@ class TrainingSession:
     def _on_evaluation(self, event: EvaluationEvent, log: MetricsLog) -> None:
         log.append("evaluation", {"step": event.step, "epoch": event.epoch, "metrics": event.metrics, "is_best": event.is_best})
         if event.is_best:
-            tensors = {"trainable": trainable_state(self._bare)}
+            tensors = {"trainable": self._weights()}
             save_checkpoint(self.folder.checkpoints, BEST, event.step, tensors, {"metrics": event.metrics})
         self.observer.evaluation(event)
         self._track({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
@@ -209,10 +210,20 @@ class TrainingSession:
             "optimizer": others,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        contents = {"trainable": trainable_state(self._bare), "optimizer": tensors}
+        contents = {"trainable": self._weights(), "optimizer": tensors}
         saved = save_checkpoint(self.folder.checkpoints, RESUMABLE, self.trainer.position.step, contents, state)
         prune(self.folder.checkpoints, keep=self.recipe.train.keep_checkpoints, best_step=self.stopping.best_step)
         return saved
+
+    def _weights(self) -> dict[str, Tensor]:
+        if self._unfreezing:
+            self._unfreezing.thaw()
+        return trainable_state(self._bare)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        if self._unfreezing:
+            self._unfreezing.thaw()
+        load_trainable(self._bare, checkpoint.tensors("trainable"), strict=True)
 
     def _inner_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -233,14 +244,14 @@ class TrainingSession:
         """The best checkpoint, loaded back into the model; the current weights, saved as such, where none was evaluated."""
         step, folder = self.stopping.best_step, self.folder.checkpoints
         if step is None:
-            tensors = {"trainable": trainable_state(self._bare)}
+            tensors = {"trainable": self._weights()}
             return save_checkpoint(folder, BEST, self.trainer.position.step, tensors, {"metrics": {}})
         found = [checkpoint for checkpoint in complete_checkpoints(folder, BEST)[0] if checkpoint.step == step]
         if not found:
             raise RunFolderError(
                 f"the best weights (step {step}) are missing or damaged in {folder}", hint="Train again with --overwrite"
             )
-        load_trainable(self._bare, found[0].tensors("trainable"), strict=True)
+        self._load(found[0])
         return found[0]
 
 

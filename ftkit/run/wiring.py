@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from ftkit.data.batching import epoch_batches
@@ -19,7 +20,8 @@ from ftkit.data.table import Table
 from ftkit.errors import ModelError, RecipeError
 from ftkit.methods.base import Method
 from ftkit.models.layout import ModelLayout
-from ftkit.models.load import align_padding, load_model, load_processor, processor_key
+from ftkit.models.load import load_model
+from ftkit.models.processor import align_padding, load_processor, processor_key
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import TrainSpec
 from ftkit.run.observer import Observer
@@ -134,6 +136,9 @@ class TrainingBatches:
 def make_accelerator(precision: str, *, trackers: list[str], folder: Path | None) -> Accelerator:
     """An Accelerator for this process. Devices and process groups come from the launcher's environment."""
     mixed = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[precision]
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        # Accelerate keeps the first precision of a process for good; a notebook may train a second time in another one.
+        AcceleratorState._reset_state()
     try:
         return Accelerator(
             mixed_precision=mixed, log_with=trackers or None, project_dir=str(folder) if folder and trackers else None

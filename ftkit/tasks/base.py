@@ -21,8 +21,8 @@ from ftkit.recipe.schema import Strict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ftkit.metrics.base import MetricSpec
     from ftkit.methods.base import Default
+    from ftkit.metrics.base import MetricSpec
     from ftkit.models.facts import ModelFacts
 
 Row = Mapping[str, Any]

@@ -335,7 +335,7 @@ class TextClassification(Task):
 
     def details(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, Any]:
         """`labels` (precision, recall, F1, support of each) and, for single_label, `confusion_matrix` (row: truth, column: prediction)."""
-        if self._problem == "regression":
+        if self._problem == "regression" or not predictions:
             return {}
         arrays = self._arrays(predictions, rows)
         given = arrays["references"], arrays["predictions"], len(self._labels.names)

@@ -35,3 +35,8 @@ class GradualUnfreezing:
         for held in self._parameters:
             held.parameter.requires_grad_(held.depth >= lowest)
         return lowest
+
+    def thaw(self) -> None:
+        """Lets everything train, as before the first update: for saving and loading all that the method trains."""
+        for held in self._parameters:
+            held.parameter.requires_grad_(True)

@@ -59,6 +59,8 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
     @property
     def bias(self) -> Tensor:
         """The bias in use, b + d. Model code that reads it instead of calling the module gets the trained one, too."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
         active = [] if self.disable_adapters or self.merged else self.active_adapters
         return self._base_bias_plus([self.bitfit_bias[name] for name in active if name in self.bitfit_bias])
 
@@ -82,8 +84,6 @@ class BitFitLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base module computes with the bias b + d."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
         bias = self.bias
         if bias is self._base_bias():
             return self.base_layer(*args, **kwargs)
@@ -125,3 +125,7 @@ class BitFitModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's own also copies `weight` from the old module to the new one, which fails for a head of several layers.
+        setattr(parent, child_name, new_module)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
+from safetensors.torch import load_file
 from torch import nn
 
-from ftkit.errors import ModelError
-from ftkit.models.trainable import check_fresh, hold_in_float32, shortened
+from ftkit.errors import ModelError, Problem
+from ftkit.models.trainable import SHOWN_PROBLEMS, check_fresh, hold_in_float32, shortened
 from ftkit.tuners.registration import register_tuners
 
 if TYPE_CHECKING:
@@ -52,6 +61,45 @@ def wrap(
     hold_in_float32(wrapped, layout)
     _check(wrapped, config, layout, declares)
     return wrapped
+
+
+def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftModel:
+    """The model with a saved adapter (`adapter_config.json`, `adapter_model.safetensors`), frozen, its weights as they were saved.
+
+    Stricter than PEFT, which only warns. Raises ModelError if the folder is no adapter or its keys are not those of this model.
+    """
+    register_tuners()
+    file = folder / SAFETENSORS_WEIGHTS_NAME
+    if not file.is_file():
+        raise ModelError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}", hint="Give the folder of an exported adapter")
+    config = PeftConfig.from_pretrained(str(folder))
+    base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
+    config.inference_mode = config.is_prompt_learning
+    wrapped = get_peft_model(model, config)
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    saved = load_file(file)
+    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    problems = [f"{name} is missing" for name in sorted(expected.keys() - saved.keys())]
+    problems += [f"{name} belongs to nothing in this model" for name in sorted(saved.keys() - expected.keys())]
+    if problems:
+        raise ModelError([Problem(message=text, place=str(file)) for text in problems[:SHOWN_PROBLEMS]])
+    # Before the values arrive: in modules of a half-precision base's type they would be rounded.
+    hold_in_float32(wrapped, layout)
+    set_peft_model_state_dict(wrapped, saved)
+    return wrapped.requires_grad_(False).eval()
+
+
+def merge(wrapped: PeftModel) -> nn.Module:
+    """The plain model with the active adapter folded into its weights. Changes and uses up `wrapped`.
+
+    Raises NotImplementedError or AttributeError where the method has no such form, ValueError for weights that are not finite.
+    """
+    # Most PEFT tuners can unload only heads that are a single layer, so the trained heads are put in place first.
+    for path, module in list(wrapped.base_model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent = wrapped.base_model.get_submodule(path.rpartition(".")[0])
+            setattr(parent, path.rpartition(".")[2], module.modules_to_save[module.active_adapters[0]])
+    return wrapped.merge_and_unload(safe_merge=True)
 
 
 def adapted_heads(layout: ModelLayout) -> list[str]:

@@ -21,17 +21,15 @@ def read_parquet(file: SourceFile) -> Table:
     """Rows of a Parquet file; only the wanted columns are read. Raises DataError if the file is damaged."""
     import pyarrow.parquet as pq
 
-    builder = file.builder("row")
     try:
-        with pq.ParquetFile(file.path) as parquet:
+        with file.builder("row") as builder, pq.ParquetFile(file.path) as parquet:
             schema = parquet.schema_arrow
             names = builder.note_columns(schema.names)
             for batch in parquet.iter_batches(batch_size=8192, columns=names):
                 builder.add_batch(with_class_names(batch, schema.metadata))
+            return builder.finish()
     except (pa.ArrowException, OSError) as error:
-        builder.discard()
         raise _damaged(file, "Parquet", error) from error
-    return builder.finish()
 
 
 def read_arrow(file: SourceFile) -> Table:

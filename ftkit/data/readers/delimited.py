@@ -19,21 +19,20 @@ def read(file: SourceFile) -> Table:
     """Rows of a delimited file; blank lines are skipped. Raises DataError with every line that has the wrong number of fields."""
     records = _records(file)
     header = next(records, None)
-    builder, problems = file.builder("line"), Problems()
+    problems = Problems()
     if header is None:
         raise DataError(Problem(message="holds no rows", place=file.label))
     names = header[1]
     _check_header(file, names)
-    indices = {name: names.index(name) for name in builder.note_columns(names)}
-    for chunk in _chunks(records):
-        good = [record for record in chunk if _fits(file, record, names, problems)]
-        if good and not len(problems):
-            columns = {name: [fields[index] for _, fields in good] for name, index in indices.items()}
-            builder.add_columns(columns, [line for line, _ in good])
-    if len(problems):
-        builder.discard()
-    problems.raise_if_any()
-    return builder.finish()
+    with file.builder("line") as builder:
+        indices = {name: names.index(name) for name in builder.note_columns(names)}
+        for chunk in _chunks(records):
+            good = [record for record in chunk if _fits(file, record, names, problems)]
+            if good and not len(problems):
+                columns = {name: [fields[index] for _, fields in good] for name, index in indices.items()}
+                builder.add_columns(columns, [line for line, _ in good])
+        problems.raise_if_any()
+        return builder.finish()
 
 
 def _records(file: SourceFile) -> Iterator[Record]:

@@ -19,18 +19,18 @@ _SPACE = " \t\r\n"
 
 def read(file: SourceFile) -> Table:
     """Rows of a JSON file. Raises DataError with line and column where it is not valid JSON."""
-    builder = file.builder("row")
     rows: list[dict[str, Any]] = []
     first = count = size = 0
-    for row, length in _objects(_Text(file)):
-        rows.append(row)
-        count, size = count + 1, size + length
-        if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+    with file.builder("row") as builder:
+        for row, length in _objects(_Text(file)):
+            rows.append(row)
+            count, size = count + 1, size + length
+            if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                builder.add_rows(rows, range(first + 1, count + 1))
+                rows, first, size = [], count, 0
+        if rows:
             builder.add_rows(rows, range(first + 1, count + 1))
-            rows, first, size = [], count, 0
-    if rows:
-        builder.add_rows(rows, range(first + 1, count + 1))
-    return builder.finish()
+        return builder.finish()
 
 
 class _Text:

@@ -13,33 +13,32 @@ from ftkit.errors import Problem
 
 def read(file: SourceFile) -> Table:
     """Rows of a JSON Lines file; blank lines are skipped. Raises DataError with every broken line (20 at most)."""
-    builder, problems = file.builder("line"), Problems()
+    problems = Problems()
     rows: list[dict[str, Any]] = []
     positions: list[int] = []
     size = 0
-    for number, line in text_lines(file):
-        if not line.strip():
-            continue
-        row = _parsed(file, number, line, problems)
-        if row is None:
-            continue
-        rows.append(row)
-        positions.append(number)
-        size += len(line)
-        if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+    with file.builder("line") as builder:
+        for number, line in text_lines(file):
+            if not line.strip():
+                continue
+            row = _parsed(file, number, line, problems)
+            if row is None:
+                continue
+            rows.append(row)
+            positions.append(number)
+            size += len(line)
+            if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                builder.add_rows(rows, positions)
+                rows, positions, size = [], [], 0
+        problems.raise_if_any()
+        if rows:
             builder.add_rows(rows, positions)
-            rows, positions, size = [], [], 0
-    if len(problems):
-        builder.discard()
-    problems.raise_if_any()
-    if rows:
-        builder.add_rows(rows, positions)
-    return builder.finish()
+        return builder.finish()
 
 
 def _parsed(file: SourceFile, number: int, line: str, problems: Problems) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip("\r\n"))
     except (json.JSONDecodeError, RecursionError) as error:
         column = error.colno if isinstance(error, json.JSONDecodeError) else 1
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"

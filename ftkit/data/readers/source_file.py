@@ -6,7 +6,7 @@ import codecs
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -52,47 +52,48 @@ def text_lines(file: SourceFile) -> Iterator[tuple[int, str]]:
 
     Raises DataError on bytes that are not valid in the stated encoding, with the line, the byte and a likely encoding.
     """
-    encoding = known_encoding(file.encoding)
+    encodings = known_encodings(file.encoding)
     try:
         with open_bytes(file) as stream:
-            if "\n".encode(encoding) == b"\n":
-                yield from _decoded_lines(file, stream, encoding)
-            else:
-                yield from _wide_lines(file, stream, encoding)
+            if "\n".encode(encodings[0]) != b"\n":
+                yield from _wide_lines(file, stream, encodings[0])
+                return
+            for number, line in enumerate(stream, start=1):
+                yield number, decode(line, encodings, file.label, number)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(Problem(message=f"not a whole gzip file: {error}", place=file.label)) from error
 
 
-def known_encoding(name: str) -> str:
-    """Python's name of an encoding. Raises DataError if there is no such text encoding."""
+def known_encodings(names: str) -> tuple[str, ...]:
+    """Python's names of the encodings in `utf-8` or `utf-8,latin-1` (the first that fits a line or file is used).
+
+    Raises DataError if there is no such text encoding.
+    """
+    return tuple(_known_encoding(name.strip()) for name in names.split(","))
+
+
+def decode(data: bytes, encodings: Sequence[str], label: str, line: int = 1) -> str:
+    """Text of bytes that start at a line; a byte order mark at the start of a file is dropped. Raises DataError."""
+    for encoding in encodings:
+        try:
+            text = data.decode(encoding)
+            return text.removeprefix("\ufeff") if line == 1 else text
+        except UnicodeDecodeError as failure:
+            error = failure
+    raise _undecodable(data, error, label, line) from error
+
+
+def _known_encoding(name: str) -> str:
     try:
-        info = codecs.lookup(name)
         "".encode(name)
-        return info.name
+        return codecs.lookup(name).name
     except LookupError as error:
         message = f"unknown encoding {name!r}"
         raise DataError(Problem(message=message, key="encoding", hint="Usual ones: utf-8, latin-1, cp1252, utf-16.")) from error
 
 
-def decode(file: SourceFile, data: bytes, encoding: str, place: str) -> str:
-    """Text of bytes; a byte order mark at the start is dropped. Raises DataError."""
-    try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise _undecodable(data, error, encoding, place) from error
-
-
-def _decoded_lines(file: SourceFile, stream: BinaryIO, encoding: str) -> Iterator[tuple[int, str]]:
-    number = 0
-    try:
-        for number, line in enumerate(stream, start=1):
-            text = line.decode(encoding)
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
-    except UnicodeDecodeError as error:
-        raise _undecodable(line, error, encoding, f"{file.label}, line {number}") from error
-
-
 def _wide_lines(file: SourceFile, stream: BinaryIO, encoding: str) -> Iterator[tuple[int, str]]:
+    """Lines in an encoding whose line ends are not one byte."""
     number = 0
     try:
         with io.TextIOWrapper(stream, encoding=encoding, newline="\n") as lines:
@@ -103,12 +104,16 @@ def _wide_lines(file: SourceFile, stream: BinaryIO, encoding: str) -> Iterator[t
         raise DataError(Problem(message=message, place=f"{file.label}, after line {number}", key="encoding")) from error
 
 
-def _undecodable(data: bytes, error: UnicodeDecodeError, encoding: str, place: str) -> DataError:
-    byte = data[error.start]
-    message = f"byte 0x{byte:02X} (byte {error.start + 1} of the line) is not valid {encoding}"
-    return DataError(
-        Problem(message=message, place=place, key="encoding", hint=f"Try `encoding: {_likely(data)}` for this source.")
-    )
+def _undecodable(data: bytes, error: UnicodeDecodeError, label: str, line: int) -> DataError:
+    before = data[: error.start]
+    column = error.start - before.rfind(b"\n")
+    message = f"byte 0x{data[error.start]:02X} (byte {column} of the line) is not valid {error.encoding}"
+    likely = _likely(data)
+    mixed = "" if likely == "utf-16" else f", or `encoding: utf-8,{likely}` if only some lines or files need it"
+    hint = f"Try `encoding: {likely}` for this source{mixed}."
+    lines_before = before.count(b"\n")
+    place = f"{label}, line {line + lines_before}"
+    return DataError(Problem(message=message, place=place, key="encoding", hint=hint))
 
 
 def _likely(data: bytes) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ftkit.data.building import TableBuilder
-from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, decode, known_encoding, text_lines
+from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, decode, known_encodings, text_lines
 from ftkit.data.table import Origin, Table
 from ftkit.errors import DataError, Problem
 
@@ -15,22 +17,22 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 
 def read(file: SourceFile) -> Table:
     """A row for each line that is not blank, without its line end."""
-    builder = file.builder("line")
     lines: list[str] = []
     positions: list[int] = []
     size = 0
-    for number, line in text_lines(file):
-        if not line.strip():
-            continue
-        lines.append(line.rstrip("\r\n"))
-        positions.append(number)
-        size += len(line)
-        if len(lines) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+    with file.builder("line") as builder:
+        for number, line in text_lines(file):
+            if not line.strip():
+                continue
+            lines.append(line.rstrip("\r\n"))
+            positions.append(number)
+            size += len(line)
+            if len(lines) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                _add(builder, {"text": lines}, positions)
+                lines, positions, size = [], [], 0
+        if lines:
             _add(builder, {"text": lines}, positions)
-            lines, positions, size = [], [], 0
-    if lines:
-        _add(builder, {"text": lines}, positions)
-    return builder.finish()
+        return builder.finish()
 
 
 def read_folder(file: SourceFile) -> Table:
@@ -38,8 +40,8 @@ def read_folder(file: SourceFile) -> Table:
 
     Image files give a column `image`: {"bytes": the file, "path": its path below the folder}.
     """
-    files = [path for folder in class_folders(file.path) for path in _files(folder)]
-    if not files:
+    names = [name for folder in _class_folders(file.path) for name in _files_below(file.path, folder)]
+    if not names:
         raise DataError(
             Problem(
                 message=f"a folder without class folders ({_contents(file.path)})",
@@ -47,49 +49,57 @@ def read_folder(file: SourceFile) -> Table:
                 hint="Give a file or a glob such as `folder/*.jsonl`, or one folder of text files for each class.",
             )
         )
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if images and len(images) < len(files):
-        other = next(path for path in files if path not in set(images))
-        message = "class folders with images and other files"
-        raise DataError(Problem(message=f"{message}: {images[0].name}, {other.name}", place=file.label, hint="Keep one kind."))
-    labels = tuple(str(Path(file.label) / path.relative_to(file.path)) for path in files)
-    origin = Origin(label=file.label, unit="file", weight=file.weight, files=labels)
-    return _read_files(file, TableBuilder(origin, file.columns), files, "image" if images else "text")
+    images = {name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES}
+    if images and len(images) < len(names):
+        other = next(name for name in names if name not in images)
+        message = f"class folders with images and other files: {min(images)}, {other}"
+        raise DataError(Problem(message=message, place=file.label, hint="Keep one kind."))
+    origin = Origin(
+        label=file.label, unit="file", weight=file.weight, files=tuple(os.path.join(file.label, name) for name in names)
+    )
+    return _read_files(file, TableBuilder(origin, file.columns), names, "image" if images else "text")
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Folders inside a folder, sorted by name; hidden ones and Python's own aside."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+def _class_folders(folder: Path) -> list[str]:
+    """Names of folders inside a folder, sorted; hidden ones and Python's own aside."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
-def _read_files(file: SourceFile, builder: TableBuilder, files: list[Path], column: str) -> Table:
-    encoding = known_encoding(file.encoding)
-    values: list[Any] = []
-    first = size = 0
-    for index, path in enumerate(files):
-        data = path.read_bytes()
-        name = path.relative_to(file.path)
-        if column == "image":
-            values.append({"bytes": data, "path": name.as_posix()})
-        else:
-            values.append(decode(file, data, encoding, str(Path(file.label) / name)))
-        size += len(data)
-        if size >= CHUNK_BYTES or len(values) >= CHUNK_ROWS or index == len(files) - 1:
-            labels = [path.relative_to(file.path).parts[0] for path in files[first : index + 1]]
-            _add(builder, {column: values, "label": labels}, range(first, index + 1))
-            values, first, size = [], index + 1, 0
-    return builder.finish()
+def _files_below(top: Path, folder: str) -> list[str]:
+    """Paths, relative to `top`, of the files in one of its folders, sorted; hidden ones aside."""
+    found: list[str] = []
+    for where, _, names in os.walk(top / folder):
+        inside = os.path.relpath(where, top)
+        found += [os.path.join(inside, name) for name in names if not name.startswith(".")]
+    return sorted(found)
 
 
-def _add(builder: TableBuilder, columns: dict[str, list[Any]], positions: Any) -> None:
+def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], column: str) -> Table:
+    with builder:
+        encodings = known_encodings(file.encoding)
+        values: list[Any] = []
+        first = size = 0
+        for index, name in enumerate(names):
+            with open(os.path.join(file.path, name), "rb") as stream:
+                data = stream.read()
+            if column == "image":
+                values.append({"bytes": data, "path": name})
+            else:
+                values.append(decode(data, encodings, os.path.join(file.label, name)))
+            size += len(data)
+            if size >= CHUNK_BYTES or len(values) >= CHUNK_ROWS or index == len(names) - 1:
+                labels = [name.split(os.sep, 1)[0] for name in names[first : index + 1]]
+                _add(builder, {column: values, "label": labels}, range(first, index + 1))
+                values, first, size = [], index + 1, 0
+        return builder.finish()
+
+
+def _add(builder: TableBuilder, columns: dict[str, list[Any]], positions: Sequence[int]) -> None:
     kept = builder.note_columns(list(columns))
     builder.add_columns({name: columns[name] for name in kept}, positions)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-
-
 def _contents(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(os.listdir(folder))
     return f"it holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "it is empty"

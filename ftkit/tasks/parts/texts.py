@@ -33,8 +33,8 @@ def tokenize(texts: Sequence[str], pairs: Sequence[str] | None, processor: Any, 
         values: Features = {name: encoded[name][index] for name in names}
         if truncated := len(values["input_ids"]) > max_length:
             if processor.is_fast:
-                kept = kept_positions(encoded.encodings[index].sequence_ids, max_length)
-                values = {name: [tokens[position] for position in kept] for name, tokens in values.items()}
+                for cut in cuts(encoded.encodings[index].sequence_ids, max_length):
+                    values = {name: tokens[: cut.start] + tokens[cut.stop :] for name, tokens in values.items()}
             else:
                 # Tokenizers written in Python do not tell special tokens from text, so these rows are encoded again.
                 shorter = processor(*(column[index] for column in columns), truncation=True, max_length=max_length)
@@ -43,19 +43,18 @@ def tokenize(texts: Sequence[str], pairs: Sequence[str] | None, processor: Any, 
     return features
 
 
-def kept_positions(sequence_ids: Sequence[int | None], max_length: int) -> list[int]:
-    """Positions that stay: all special tokens (None) and the beginnings of the texts (0 and 1), the longer of the two cut first."""
+def cuts(sequence_ids: Sequence[int | None], max_length: int) -> list[range]:
+    """Positions to leave out, last ones first: ends of the texts (0 and 1), of the longer first; never special tokens (None)."""
     first, second = sequence_ids.count(0), sequence_ids.count(1)
     room = max_length - (len(sequence_ids) - first - second)
     shorter = min(first, second, room // 2)
-    left = [shorter, room - shorter] if first <= second else [room - shorter, shorter]
-    positions = []
-    for position, text in enumerate(sequence_ids):
-        if text is not None:
-            left[text] -= 1
-        if text is None or left[text] >= 0:
-            positions.append(position)
-    return positions
+    kept = (shorter, room - shorter) if first <= second else (room - shorter, shorter)
+    found = []
+    for text, count in ((1, second), (0, first)):
+        if count > kept[text]:
+            start = sequence_ids.index(text)
+            found.append(range(start + kept[text], start + count))
+    return found
 
 
 def pad_inputs(features: Sequence[Features], processor: Any) -> Batch:

@@ -1,0 +1,112 @@
+"""How a command ends: problems on standard error (or as a JSON document), and the exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+
+import typer
+
+from ftkit.cli.output import clean, console, emit, is_terminal, say, standard_output_for_documents
+from ftkit.errors import FtkitError, Problem
+
+USAGE_ERROR = 2
+BROKEN_PIPE = 141
+"""What a shell reports for a program that ends by SIGPIPE."""
+
+# Typer brings its own copy of Click since 0.2x and used the real one before; this finds the class in either.
+_UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+
+def guarded(command: Callable[[], int], *, as_json: bool) -> int:
+    """The exit code of `command`, every failure reported."""
+    try:
+        return command()
+    except typer.Exit as ending:
+        return ending.exit_code
+    except FtkitError as error:
+        return _report(type(error).__name__, error.problems, error.exit_code, as_json)
+    except _UsageError as error:
+        return _report("UsageError", [_usage_problem(error)], USAGE_ERROR, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _report("Interrupted", [Problem(message="interrupted")], 130, as_json)
+    except BrokenPipeError:
+        abandon_standard_output()
+        return BROKEN_PIPE
+    except Exception as error:
+        return _report("InternalError", [_internal_problem(error)], 1, as_json)
+
+
+def abandon_standard_output() -> None:
+    """Sends what is still to be written to standard output nowhere, after its reader has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+    finally:
+        os.close(nowhere)
+
+
+def print_problems(problems: Sequence[Problem], *, kind: str = "error") -> None:
+    """Each problem on standard error: the place in bold and the hint dimmed in a terminal."""
+    draw = is_terminal(sys.stderr)
+    for problem in problems:
+        if draw:
+            _draw(problem, kind)
+        else:
+            say(": ".join(part for part in (kind, problem.place, problem.key, problem.message) if part), to=sys.stderr)
+            if problem.hint:
+                say(f"  {problem.hint}", to=sys.stderr)
+
+
+def _draw(problem: Problem, kind: str) -> None:
+    from rich.text import Text
+
+    line = Text(f"{kind}: ", style="bold red")
+    for part, style in ((problem.place, "bold"), (problem.key, "cyan")):
+        if part:
+            line.append(f"{clean(part)}: ", style=f"not bold default {style}" if style != "bold" else "bold default")
+    line.append(clean(problem.message), style="not bold default")
+    if problem.hint:
+        line.append(f"\n  {clean(problem.hint)}", style="not bold dim default")
+    console(sys.stderr).print(line, soft_wrap=True)
+
+
+def _report(kind: str, problems: Sequence[Problem], exit_code: int, as_json: bool) -> int:
+    if not as_json:
+        print_problems(problems)
+        return exit_code
+    document = {"kind": kind, "exit_code": exit_code, "problems": [problem.to_json() for problem in problems]}
+    with standard_output_for_documents():
+        emit({"error": document})
+    return exit_code
+
+
+def _usage_problem(error: Exception) -> Problem:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "ftkit"
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    return Problem(message=message.rstrip(".").removeprefix("Invalid value: "), place="command line", hint=f"See `{path} --help`")
+
+
+def _internal_problem(error: Exception) -> Problem:
+    text = traceback.format_exc()
+    if os.environ.get("FTKIT_DEBUG") == "1":
+        say(text, to=sys.stderr)
+        where = "The traceback is above"
+    else:
+        where = f"The traceback is in {_kept(text)}"
+    message = f"internal error: {type(error).__name__}: {error}"
+    return Problem(message=message, hint=f"Please report this with the output of `ftkit env`. {where}")
+
+
+def _kept(text: str) -> str:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="ftkit-traceback-", suffix=".txt", encoding="utf-8", errors="replace", delete=False
+    ) as stream:
+        stream.write(text)
+    return stream.name

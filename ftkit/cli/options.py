@@ -1,0 +1,56 @@
+"""Arguments and options that several verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="The recipe: a YAML file, or the name of a shipped one (`ftkit recipes`).", show_default=False
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Changes to the recipe: `train.epochs=1` sets a key, `~export` removes one.",
+        show_default=False,
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `ftkit train` printed it.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; everything else on standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the run folder, nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="Python file that defines a task or method of your own. It runs with your rights. Repeatable.",
+        show_default=False,
+    ),
+]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Consent to run code that the recipe names: of a model, or of an `evaluate:` metric."),
+]
+
+
+def load_plugins(files: Sequence[Path] | None) -> None:
+    """Runs plug-in files in the order given. Raises RecipeError."""
+    for file in files or ():
+        from ftkit.registry import load_plugin
+
+        load_plugin(file)
+
+
+def refuse_both(**given: object) -> None:
+    """Raises a usage error if two options that exclude each other are both given. Names are those of the options."""
+    names = [f"--{name.rstrip('_').replace('_', '-')}" for name, value in given.items() if value]
+    if len(names) > 1:
+        raise typer.BadParameter(f"give {' or '.join(names)}, not both")

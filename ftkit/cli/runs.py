@@ -1,0 +1,196 @@
+"""`ftkit evaluate`, `predict` and `export`: what to do with a finished run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ftkit.cli.options import AllowCode, AsJson, Plugins, Run, load_plugins, refuse_both
+from ftkit.cli.output import (
+    document_text,
+    emit,
+    one_line,
+    print_table,
+    say,
+    shown_mib,
+    shown_number,
+    standard_output_for_documents,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from ftkit.run.predictor import Predictor
+
+LABELS_IN_MATRIX = 20
+
+
+class ExportFormat(str, Enum):
+    """What a run can be exported as."""
+
+    adapter = "adapter"
+    merged = "merged"
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[
+        str | None, typer.Option("--split", help="A split of the run's recipe (default: test).", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="Other rows, with their targets.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    plugins: Plugins = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Measure a run on a split of its recipe, or on other data."""
+    refuse_both(split=split, data=data)
+    predictor = _load(run, plugins, allow_code, as_json)
+    found = predictor.evaluate(split=split or "test", data=data)
+    if as_json:
+        emit(found)
+        return
+    from ftkit.cli.summary import metric_table
+
+    columns, rows = metric_table({found["split"]: found})
+    print_table(columns, rows, right=columns[1:])
+    for name, table in found["details"].items():
+        _print_details(name.replace("_", " "), table)
+
+
+def predict(
+    run: Run,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Rows to predict: a data file of any format that recipes know, or `-` for JSON lines on standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Option("--text", help="A text to predict, instead of --input. Repeatable.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="FILE", help="Where to write (default: standard output).", show_default=False),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Rows at a time (default: as in training).", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    plugins: Plugins = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Predict rows: one JSON line for each, in order, with probabilities.
+
+    Rows stand under the column names of the training data; targets are not needed.
+    """
+    refuse_both(input=source, text=texts)
+    if not source and not texts:
+        raise typer.BadParameter("give --input FILE, --input - or --text TEXT")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--output {output}: there is no folder {output.absolute().parent}")
+    with standard_output_for_documents():
+        predictor = _load(run, plugins, allow_code, as_json)
+        rows = _rows_of_texts(predictor, texts) if texts else predictor.read(str(source))
+        _write(predictor.predict(rows, batch_size=batch_size), output, as_json)
+
+
+def export(
+    run: Run,
+    format: Annotated[
+        ExportFormat, typer.Option("--format", help="adapter: what PEFT loads. merged: what plain transformers loads.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="DIR", help="Folder to write (default: export/FORMAT in the run).", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+    plugins: Plugins = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Export a run, and prove in a new process that the export computes what the run computed."""
+    load_plugins(plugins)
+    from ftkit import api
+    from ftkit.cli.display import make_progress
+
+    with make_progress(as_json=as_json) as display:
+        facts = api.export(run, format.value, to=to, allow_code=allow_code, observer=display)
+    if as_json:
+        emit(facts)
+        return
+    size, difference = shown_mib(facts["bytes"] / 2**20), f"{facts['max_abs_difference']:.1e}"
+    say(f"{one_line(facts['path'])} ({size}, logits within {difference} of the trained model, allowed {facts['tolerance']:.1e})")
+
+
+def _load(run: Path, plugins: list[Path] | None, allow_code: bool, as_json: bool) -> Predictor:
+    load_plugins(plugins)
+    from ftkit import api
+    from ftkit.cli.display import make_progress
+
+    with make_progress(as_json=as_json) as display:
+        display.stage("loading the run")
+        return api.load(run, allow_code=allow_code)
+
+
+def _rows_of_texts(predictor: Predictor, texts: list[str]) -> Iterator[Mapping[str, Any]]:
+    """Rows of one column each, for a task whose input is one text. Raises RecipeError for other tasks."""
+    needed = [name for name, column in predictor.task.columns().items() if column.required and not column.target]
+    columns = [predictor.plan.recipe.data.columns.get(name, name) for name in needed]
+    if len(columns) != 1 or not isinstance(columns[0], str):
+        from ftkit.errors import RecipeError
+
+        message = f"--text is for one text a row, but {predictor.task.name} of this run needs {', '.join(map(str, columns))}"
+        raise RecipeError(message, hint="Give rows as JSON lines: --input FILE or --input -")
+    return iter([{columns[0]: text} for text in texts])
+
+
+def _write(predictions: Iterator[dict[str, Any]], output: Path | None, as_json: bool) -> None:
+    if output is None:
+        if as_json:
+            emit({"predictions": list(predictions)})
+            return
+        for prediction in predictions:
+            emit(prediction, indent=None)
+        return
+    count = _write_file(predictions, output)
+    if as_json:
+        emit({"output": str(output.absolute()), "rows": count})
+    else:
+        say(f"{count:,} predictions in {output}")
+
+
+def _write_file(predictions: Iterator[dict[str, Any]], output: Path) -> int:
+    """Writes JSON lines; the file appears when it is whole."""
+    temporary, count = output.with_name(f".tmp-{output.name}"), 0
+    try:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            for prediction in predictions:
+                stream.write(document_text(prediction) + "\n")
+                count += 1
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _print_details(name: str, table: Any) -> None:
+    """A list of mappings as a table, a confusion matrix as a matrix; anything else as JSON."""
+    if isinstance(table, list) and table and isinstance(table[0], Mapping):
+        columns = list(table[0])
+        print_table(columns, [[shown_number(row[column]) for column in columns] for row in table], title=name, right=columns[1:])
+    elif isinstance(table, Mapping) and {"labels", "counts"} <= set(table) and len(table["labels"]) <= LABELS_IN_MATRIX:
+        labels = [one_line(label, 20) for label in table["labels"]]
+        columns = ["truth \\ prediction", *labels]
+        rows = [[label, *counts] for label, counts in zip(labels, table["counts"], strict=True)]
+        print_table(columns, rows, title=name, right=labels)
+    elif isinstance(table, Mapping) and "labels" in table:
+        say(f"{name}: {len(table['labels'])} labels; see it with --json\n")
+    else:
+        say(f"{name}: {document_text(table)}\n")

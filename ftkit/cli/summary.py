@@ -1,0 +1,66 @@
+"""What a finished run comes down to, as the terminal shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftkit.cli.output import one_line, shown_mib, shown_number, shown_seconds, shown_share
+
+METRIC_COLUMN = "metric"
+
+
+def metric_table(splits: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: a row for each metric, a column for each evaluated split, test first; values with their 95 % interval."""
+    evaluated = {name: split for name, split in splits.items() if split.get("metrics")}
+    names = sorted(evaluated, key=lambda name: name != "test")
+    metrics = list(dict.fromkeys(metric for name in names for metric in evaluated[name]["metrics"]))
+    rows = [[metric, *(value_with_interval(evaluated[name], metric) for name in names)] for metric in metrics]
+    return [METRIC_COLUMN, *(f"{name} ({evaluated[name]['rows']:,} rows)" for name in names)], rows
+
+
+def value_with_interval(split: Mapping[str, Any], metric: str) -> str:
+    """`0.9640 [0.9461, 0.9802]`, or the value alone where there is no interval."""
+    text = shown_number(split["metrics"].get(metric))
+    interval: Sequence[float] | None = (split.get("intervals") or {}).get(metric)
+    return f"{text} [{shown_number(interval[0])}, {shown_number(interval[1])}]" if interval else text
+
+
+def run_facts(results: Mapping[str, Any]) -> dict[str, str]:
+    """The lines of a summary, by name. What the results do not hold is left out."""
+    facts = {"status": _status(results)}
+    if parameters := results.get("parameters"):
+        facts["trained"] = f"{shown_share(parameters['trainable'], parameters['total'])} parameters"
+    if results.get("best", {}).get("step") is not None:
+        facts["best"] = f"step {results['best']['step']:,} of {results['total_steps']:,}"
+    if seconds := results.get("seconds"):
+        facts["time"] = f"training {shown_seconds(seconds['training'])}, evaluation {shown_seconds(seconds['evaluation'])}"
+    if speed := results.get("tokens_per_second"):
+        facts["speed"] = f"{speed:,.0f} tokens/s"
+    if memory := results.get("peak_memory_mib"):
+        facts["peak memory"] = shown_mib(memory)
+    for gate in results.get("gates") or ():
+        facts[f"gate {gate['metric']}"] = gate_text(gate)
+    for form, export in (results.get("exports") or {}).items():
+        place = Path(results["folder"]) / export["path"]
+        difference = f"{export['max_abs_difference']:.1e}"
+        facts[form] = f"{place} ({shown_mib(export['bytes'] / 2**20)}, logits within {difference} of the trained model)"
+    return {**facts, "run folder": str(results["folder"])}
+
+
+def gate_text(gate: Mapping[str, Any]) -> str:
+    """`0.9640 on test, expected >= 0.96: met`."""
+    verdict = "met" if gate["passed"] else "NOT MET"
+    return f"{shown_number(gate['value'])} on {gate['split']}, expected {gate['expected']}: {verdict}"
+
+
+def next_commands(results: Mapping[str, Any]) -> list[str]:
+    """What to do with the run."""
+    folder = one_line(results["folder"])
+    return [f"ftkit predict {folder} --input FILE", f"ftkit evaluate {folder} --data FILE"]
+
+
+def _status(results: Mapping[str, Any]) -> str:
+    status = str(results.get("status", "completed")).replace("_", " ")
+    return f"{status}, stopped early after {results['steps']:,} steps" if results.get("stopped_early") else status

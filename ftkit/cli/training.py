@@ -1,0 +1,56 @@
+"""`ftkit train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ftkit.cli.options import AllowCode, AsJson, Overrides, Plugins, Quiet, RecipeFile, load_plugins, refuse_both
+from ftkit.cli.output import emit
+from ftkit.cli.shipped import recipe_file
+
+
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run where its last checkpoint stands.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Move an existing run folder aside and start anew.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="The run folder (default: `output` of the recipe).", show_default=False),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    plugins: Plugins = None,
+    allow_code: AllowCode = False,
+) -> None:
+    """Train, evaluate and export what a recipe says.
+
+    Ends with exit code 4 if a gate of `expect:` is not met.
+    """
+    refuse_both(resume=resume, overwrite=overwrite)
+    load_plugins(plugins)
+    from ftkit import api
+    from ftkit.cli.display import make_display
+
+    checked = api.load_recipe(recipe_file(recipe), overrides or ())
+    with make_display(quiet=quiet, as_json=as_json) as display:
+        result = api.train(checked, output=output, resume=resume, overwrite=overwrite, observer=display, allow_code=allow_code)
+        if not display.closed_with_results:
+            display.finished(result.results)
+    if as_json:
+        emit(result.results)
+    else:
+        _report_missed_gates(result.results)
+    raise typer.Exit(result.exit_code)
+
+
+def _report_missed_gates(results: dict) -> None:
+    from ftkit.cli.failure import print_problems
+    from ftkit.cli.summary import gate_text
+    from ftkit.errors import Problem
+
+    missed = [gate for gate in results.get("gates") or () if not gate["passed"]]
+    print_problems([Problem(message=gate_text(gate), key=f"expect.{gate['metric']}") for gate in missed])

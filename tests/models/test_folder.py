@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ftkit.errors import ModelError
+from ftkit.models.facts import read_facts
+from ftkit.models.folder import locate, model_files
+from ftkit.recipe.schema import ModelSpec
+from tests.tiny import save_tiny
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "tiny-bert", "bert")
+
+
+def _refusal(folder: Path, **spec: object) -> str:
+    with pytest.raises(ModelError) as caught:
+        read_facts(ModelSpec(name=str(folder), **spec))
+    assert all(problem.key.startswith("model.") for problem in caught.value.problems)
+    return str(caught.value)
+
+
+def test_missing_folder_names_the_nearest_sibling(bert: Path) -> None:
+    text = _refusal(bert.with_name("tiny-brt"))
+    assert "there is no model folder" in text
+    assert "Did you mean" in text
+    assert "tiny-bert" in text
+
+
+def test_relative_name_is_tried_against_cwd_then_base(bert: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert locate("tiny-bert", bert.parent) == bert
+    assert locate("tiny-bert") is None, "without a base it can only be a hub id"
+    monkeypatch.chdir(bert.parent)
+    assert locate("tiny-bert") == bert
+
+
+def test_what_looks_like_a_path_is_never_a_hub_id(tmp_path: Path) -> None:
+    for name in ("./nothing", "/no/such/model", "a/b/c", "model.gguf"):
+        with pytest.raises(ModelError, match="there is no model folder"):
+            locate(name, tmp_path)
+    assert locate("owner/name", tmp_path) is None
+
+
+def test_package_that_is_not_installed() -> None:
+    with pytest.raises(ModelError, match="'no_such_package' is not installed"):
+        locate("package:no_such_package/model")
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    assert "has no config.json" in _refusal(tmp_path)
+
+
+def test_adapter_folder_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "holds an adapter, not a model" in _refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("content", "message"), [("{broken", "cannot be read as JSON"), ("[1]", "expected a JSON object")])
+def test_unreadable_config(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    assert message in _refusal(tmp_path)
+
+
+def test_pickled_weights_are_refused_and_never_read(bert: Path) -> None:
+    marker = bert / "marker"
+    # Unpickling these bytes would write the marker file.
+    payload = b"cbuiltins\nexec\n(S'open(" + repr(str(marker)).encode().replace(b"'", b'"') + b', "w")\'\ntR.'
+    (bert / "model.safetensors").unlink()
+    (bert / "pytorch_model.bin").write_bytes(payload)
+    text = _refusal(bert)
+    assert "only as pickle (pytorch_model.bin)" in text
+    assert "convert it once" in text
+    assert not marker.exists()
+
+
+def test_missing_weights_and_tokenizer_are_told_together(bert: Path) -> None:
+    (bert / "model.safetensors").unlink()
+    (bert / "tokenizer.json").unlink()
+    text = _refusal(bert)
+    assert "has no weights (model.safetensors)" in text
+    assert "has no tokenizer files" in text
+
+
+def test_a_named_tokenizer_replaces_the_missing_one(bert: Path) -> None:
+    (bert / "tokenizer.json").unlink()
+    assert read_facts(ModelSpec(name=str(bert), tokenizer="owner/other")).kind == "encoder"
+
+
+def test_missing_shards_are_named(bert: Path) -> None:
+    (bert / "model.safetensors").rename(bert / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (bert / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "1 of its weight files are missing: model-00002-of-00002.safetensors" in _refusal(bert)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_ships_with_the_model_is_refused(bert: Path, file: str) -> None:
+    marker = bert / "marker"
+    content = json.loads((bert / file).read_text())
+    content["auto_map"] = {"AutoConfig": "evil.Config"}
+    (bert / file).write_text(json.dumps(content))
+    (bert / "evil.py").write_text(f"open({str(marker)!r}, 'w')\n")
+    text = _refusal(bert)
+    assert "model.trust_remote_code" in text
+    assert "AutoConfig: evil.Config" in text
+    assert not marker.exists()
+
+
+def test_model_files_are_what_decides_the_result(bert: Path) -> None:
+    (bert / "README.md").write_text("x")
+    (bert / "optimizer.pt").write_text("x")
+    assert [path.name for path in model_files(bert)] == [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert model_files(bert / "config.json") == [bert / "config.json"]
