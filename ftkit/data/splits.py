@@ -85,8 +85,8 @@ def load_rows(
     """Rows from outside the recipe (`evaluate --data`, `predict --input`), under the task's column names, checked.
 
     source: what a recipe may name, or rows given in memory (`table_from_rows`). split: of a hub data set that names none.
-    need_targets=False: target columns are optional, and kept only if every row has a value for each required one.
-    Raises DataError with up to 20 problems.
+    need_targets=False: target columns are left out, whether or not the rows have them.
+    The task must have learned or been restored. Raises DataError with up to 20 problems.
     """
     check_mapping(task, columns)
     if isinstance(source, str):
@@ -94,13 +94,13 @@ def load_rows(
     if isinstance(source, SourceSpec):
         source = read_source(source, split=split, base=base, columns=wanted_columns(task, columns))
     found = find_columns(source, task, columns, need_targets=need_targets)
+    if not need_targets:
+        found = {name: column for name, column in found.items() if not task.columns()[name].target}
     table = apply_columns(source, found)
     problems = Problems()
-    if need_targets:
-        check_rows(table, task.check_row, found, problems)
-    else:
-        table = _check_inputs(table, task, found, problems)
-    problems.raise_if_any()
+    for check in (task.check_row, task.check_learned):
+        check_rows(table, check, found, problems)
+        problems.raise_if_any()
     return table
 
 
@@ -230,26 +230,3 @@ def _drop(splits: Splits, digests: list[bytes], leaked: set[bytes]) -> None:
         )
     splits.notes.append(f"{len(digests) - len(kept)} of {len(digests)} training rows were left out because of that")
     splits.train = splits.train.select(kept)
-
-
-def _check_inputs(table: Table, task: Task, columns: DataColumns, problems: Problems) -> Table:
-    """Checks rows that may lack targets; returns the table without target columns unless all rows have them."""
-    declared = task.columns()
-    targets = [name for name in table.column_names if declared[name].target]
-    required = [name for name, column in declared.items() if column.target and column.required]
-    inputs = [name for name in table.column_names if not declared[name].target and declared[name].required]
-    complete = [True] * len(table)
-    if set(required) - set(targets):
-        complete = [False] * len(table)
-    else:
-        for name in required:
-            complete = [known and value is not None for known, value in zip(complete, table.column(name), strict=True)]
-    with_targets = np.flatnonzero(complete)
-    check_rows(table.select(with_targets), task.check_row, columns, problems)
-    for name in inputs:
-        for row, value in enumerate(table.column(name)):
-            if value is None and not complete[row]:
-                problems.add(Problem(message="is missing", place=table.place(row), key=str(columns[name])))
-    if targets and not all(complete):
-        return table.project({name: name for name in table.column_names if name not in targets})
-    return table

@@ -8,10 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from peft import PeftModel
 from torch import nn
 
 from ftkit.errors import ExportError, Problem
 from ftkit.files import read_json, sync, write_json
+from ftkit.models.trainable import to_uniform_dtype
+from ftkit.tuners.wrap import merge
 
 
 def export_adapter(model: Any, processor: Any, target: Path, *, base_name: str) -> None:
@@ -32,12 +36,12 @@ def export_adapter(model: Any, processor: Any, target: Path, *, base_name: str) 
     _write_folder(target, write)
 
 
-def export_merged(model: Any, processor: Any, target: Path) -> nn.Module:
+def export_merged(model: Any, processor: Any, target: Path, *, dtype: torch.dtype) -> nn.Module:
     """Writes a plain model with the trained part folded in, with tokenizer, template and generation config.
 
-    Merging changes `model` for good; returns the merged one. `transformers.AutoModel....from_pretrained(folder)` loads the folder.
+    dtype: of all weights written. Merging changes `model` for good; returns the merged one. `transformers.AutoModel....from_pretrained(folder)` loads the folder.
     """
-    merged = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    merged = to_uniform_dtype(merge(model) if isinstance(model, PeftModel) else model, dtype)
 
     def write(folder: Path) -> None:
         merged.save_pretrained(folder, safe_serialization=True)

@@ -50,7 +50,8 @@ class Options(Strict):
     alpha: float | Auto = Field(
         "auto",
         gt=0,
-        description="Scale of the update: alpha / rank, with rslora alpha / sqrt(rank). auto: twice the rank; with rslora 16; with pissa a scale of 1.",
+        description="The update is scaled by alpha / rank, with rslora by alpha / sqrt(rank). auto: twice the rank; with rslora 16; "
+        "with pissa what gives a scale of 1.",
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the input of the low-rank path.")
     targets: Literal["auto", "all-linear"] | Targets = Field(

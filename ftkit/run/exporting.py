@@ -52,7 +52,8 @@ def export_all(
         if form == "adapter":
             export_adapter(model, prepared.processor, targets[form], base_name=prepared.plan.recipe.model.name)
         else:
-            export_merged(model, prepared.processor, targets[form])
+            dtype = getattr(torch, prepared.plan.recipe.model.dtype)
+            export_merged(model, prepared.processor, targets[form], dtype=dtype)
     observer.stage("verifying exports")
     differences = verify([_request(prepared, form, path) for form, path in targets.items()], inputs, expected, PLUGIN_FILES)
     return _facts(prepared, targets, differences, expected)
@@ -74,7 +75,7 @@ def _request(prepared: Prepared, form: str, path: Path) -> Request:
         auto_class=head.auto_class,
         base=str(base) if base else spec.name,
         revision=spec.revision,
-        dtype=spec.dtype if spec.dtype != "auto" else "float32",
+        dtype=spec.dtype,
         head=copy.deepcopy(head.config),
         trust_remote_code=spec.trust_remote_code,
     )
@@ -84,8 +85,7 @@ def _facts(
     prepared: Prepared, targets: dict[str, Path], differences: Sequence[float], expected: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, Any]]:
     size = max(1.0, max(float(value.abs().max()) for value in expected.values()))
-    dtype = prepared.plan.recipe.model.dtype
-    tolerance = RELATIVE_TOLERANCE[dtype if dtype != "auto" else "float32"] * size
+    tolerance = RELATIVE_TOLERANCE[prepared.plan.recipe.model.dtype] * size
     facts = {}
     for (form, path), difference in zip(targets.items(), differences, strict=True):
         facts[form] = {"path": str(path), "bytes": size_of(path), "max_abs_difference": difference, "tolerance": tolerance}

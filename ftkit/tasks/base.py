@@ -96,7 +96,10 @@ class Task(ABC):
 
     @abstractmethod
     def check_row(self, row: Row) -> None:
-        """Raises RowError if the row cannot be used. Called for each row before the model is read; must be fast."""
+        """Raises RowError if the row cannot be used. Called for each row before the model is read; must be fast.
+
+        A row to predict lacks target columns; a row to train or evaluate on has every required column (it may hold None).
+        """
 
     def check_options(self) -> str:
         """What is wrong with the combination of options, '' if nothing."""
@@ -120,7 +123,7 @@ class Task(ABC):
         """Freezes whatever depends on the training rows. Must not depend on their order."""
 
     def check_learned(self, row: Row) -> None:
-        """Raises RowError if a row of any split contradicts what was learned (an unseen label)."""
+        """Raises RowError if a row of any split, or one to predict, contradicts what was learned (an unseen label)."""
 
     @abstractmethod
     def state(self) -> dict[str, Any]:

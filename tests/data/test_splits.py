@@ -228,10 +228,13 @@ def test_many_problems_are_counted() -> None:
 def test_rows_for_evaluation_need_targets() -> None:
     write("x.jsonl", [{"body": "x", "label": "a"}])
     write("y.jsonl", [{"body": "x"}])
-    assert list(load_rows("x.jsonl", ToyTask(), {}, Path.cwd(), need_targets=True)) == [{"text": "x", "label": "a"}]
-    assert list(load_rows(SourceSpec(path="x.jsonl#1"), ToyTask(), {}, Path.cwd(), need_targets=True)) == [
-        {"text": "x", "label": "a"}
-    ]
+    task = ToyTask()
+    task.restore({"labels": ["a"]})
+    assert list(load_rows("x.jsonl", task, {}, Path.cwd(), need_targets=True)) == [{"text": "x", "label": "a"}]
+    assert list(load_rows(SourceSpec(path="x.jsonl#1"), task, {}, Path.cwd(), need_targets=True)) == [{"text": "x", "label": "a"}]
+    write("z.jsonl", [{"body": "x", "label": "b"}])
+    with pytest.raises(DataError, match="z.jsonl, line 1: label: 'b' is not a label"):
+        load_rows("z.jsonl", task, {}, Path.cwd(), need_targets=True)
     with pytest.raises(DataError, match="no column 'label'"):
         load_rows("y.jsonl", ToyTask(), {}, Path.cwd(), need_targets=True)
     with pytest.raises(DataError, match="no column 'label'"):
@@ -244,9 +247,8 @@ def test_rows_for_prediction() -> None:
 
     assert rows({"sentence": "x"}) == [{"text": "x"}]
     assert rows({"sentence": "x"}, label="class") == [{"text": "x"}]
-    assert rows({"text": "x", "label": "a"}) == [{"text": "x", "label": "a"}]
-    assert rows({"text": "x", "label": "a"}, {"text": "y"}) == [{"text": "x"}, {"text": "y"}]
-    with pytest.raises(DataError, match="input, row 2: text: is missing"):
+    assert rows({"text": "x", "label": "never seen"}, {"text": "y"}) == [{"text": "x"}, {"text": "y"}]
+    with pytest.raises(DataError, match="input, row 2: text: None is not a text"):
         rows({"text": "x"}, {"text": None})
     with pytest.raises(DataError, match="input, row 1: text: ' ' is not a text"):
         rows({"text": " ", "label": "a"})

@@ -38,7 +38,7 @@ class ToyTask(Task):
     def check_row(self, row: Row) -> None:
         if not isinstance(row["text"], str) or not row["text"].strip():
             raise RowError("text", f"{row['text']!r} is not a text", "Give each row a text.")
-        if row["label"] in (None, ""):
+        if "label" in row and row["label"] in (None, ""):
             raise RowError("label", "the label is empty")
 
     def stratify_column(self) -> str | None:
@@ -48,7 +48,7 @@ class ToyTask(Task):
         self.labels = sorted({str(row["label"]) for row in rows})
 
     def check_learned(self, row: Row) -> None:
-        if str(row["label"]) not in self.labels:
+        if "label" in row and str(row["label"]) not in self.labels:
             raise RowError("label", f"{row['label']!r} is not a label of the training rows")
 
     def state(self) -> dict[str, Any]:

@@ -118,9 +118,9 @@ def test_a_planned_decoder_gets_all_linear_layers() -> None:
     [
         ({"rank": 4}, 8.0),
         ({"rank": 4, "rslora": True}, 16.0),
-        ({"rank": 4, "rslora": True, "init": "pissa"}, 2.0),
         ({"rank": 4, "init": "pissa"}, 4.0),
-        ({"alpha": 3}, 3.0),
+        ({"rank": 4, "init": "pissa", "rslora": True}, 2.0),
+        ({"alpha": 3.0}, 3.0),
     ],
 )
 def test_auto_alpha(options: dict[str, Any], alpha: float) -> None:
@@ -175,3 +175,11 @@ def test_pissa_refuses_a_rank_above_the_smaller_side() -> None:
     model, layout = fresh_model("qwen2")
     with pytest.raises(ModelError, match=r"rank of at most 8, the smaller side of model.layers.0.self_attn.(k|v)_proj"):
         LoRA(Options(init="pissa", rank=12)).apply(model, layout)
+
+
+def test_pissa_refuses_quantized_weights() -> None:
+    model, layout = fresh_model("bert")
+    layer = model.get_submodule("bert.encoder.layer.0.attention.self.query")
+    layer.weight = torch.nn.Parameter(torch.zeros(16, 16, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match="which is quantized"):
+        LoRA(Options(init="pissa")).apply(model, layout)

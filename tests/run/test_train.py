@@ -70,7 +70,7 @@ def test_every_method_runs_from_recipe_to_verified_exports(recipe_file: RecipeFi
 
 
 def test_training_learns(recipe_file: RecipeFile, tmp_path: Path) -> None:
-    train = "{epochs: 30.0, batch_size: 8, learning_rate: 1e-2}"
+    train = "{epochs: 30.0, batch_size: 8, learning_rate: 3e-3, evaluate_every: {epochs: 5.0}}"
     result = ftkit.train(ftkit.load_recipe(recipe_file(method="full", train=train)), output=tmp_path / "run")
     assert result.results["splits"]["test"]["metrics"]["accuracy"] > 0.8
 

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run, strict_json
+
+
+def test_evaluate_prints_metrics_and_details(ftkit: Run, trained: Path) -> None:
+    ended = ftkit("evaluate", trained)
+    assert ended.code == 0
+    assert ended.out.startswith("metric")
+    assert "test (16 rows)" in ended.out
+    assert "accuracy" in ended.out
+    assert "truth \\ prediction  cold  warm" in ended.out
+
+
+def test_evaluate_as_json_on_a_split_and_on_other_rows(ftkit: Run, trained: Path, data: Path) -> None:
+    assert ftkit("evaluate", trained, "--split", "validation", "--json").document()["split"] == "validation"
+    found = ftkit("evaluate", trained, "--data", data, "--json").document()
+    assert found["rows"] == 80
+    assert 0 <= found["metrics"]["accuracy"] <= 1
+
+
+def test_evaluate_takes_a_split_or_data(ftkit: Run, trained: Path, data: Path) -> None:
+    ended = ftkit("evaluate", trained, "--split", "test", "--data", data)
+    assert (ended.code, ended.err.splitlines()[0]) == (2, "error: command line: give --split or --data, not both")
+
+
+def test_predict_texts_gives_a_json_line_each(ftkit: Run, trained: Path) -> None:
+    ended = ftkit("predict", trained, "--text", "w1 w2", "--text", "w21 w22")
+    lines = [strict_json(line) for line in ended.out.splitlines()]
+    assert (ended.code, ended.err) == (0, "")
+    assert [set(line["probabilities"]) for line in lines] == [{"cold", "warm"}] * 2
+
+
+def test_predict_a_file_in_any_order_of_formats_gives_the_same(ftkit: Run, trained: Path, folder: Path) -> None:
+    texts = ["w1 w2 w3", "w21", "w22 w1"]
+    Path("rows.csv").write_text("text\n" + "\n".join(texts) + "\n", encoding="utf-8")
+    Path("rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    first = ftkit("predict", trained, "--input", "rows.csv").out
+    assert len(first.splitlines()) == 3
+    assert ftkit("predict", trained, "--input", "rows.jsonl").out == first
+    assert ftkit("predict", trained, *(word for text in texts for word in ("--text", text))).out == first
+
+
+def test_predict_to_a_file(ftkit: Run, trained: Path, folder: Path) -> None:
+    ended = ftkit("predict", trained, "--text", "w1", "--output", "out.jsonl", "--json")
+    assert ended.document() == {"output": str(folder / "out.jsonl"), "rows": 1}
+    assert set(strict_json(Path("out.jsonl").read_text(encoding="utf-8"))) == {"label", "score", "probabilities"}
+    assert [path.name for path in folder.iterdir()] == ["out.jsonl"]
+
+
+def test_predict_as_one_document(ftkit: Run, trained: Path) -> None:
+    assert len(ftkit("predict", trained, "--text", "w1", "--text", "w2", "--json").document()["predictions"]) == 2
+
+
+def test_predict_answers_standard_input_line_by_line(trained: Path) -> None:
+    command = [sys.executable, "-m", "ftkit", "predict", str(trained), "--input", "-", "--batch-size", "1"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for text in ("w1", "w21"):
+            process.stdin.write(json.dumps({"text": text}) + "\n")
+            process.stdin.flush()
+            assert "label" in strict_json(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+
+
+def test_a_bad_row_leaves_no_half_file(ftkit: Run, trained: Path, folder: Path) -> None:
+    Path("rows.jsonl").write_text('{"text": "w1"}\n{"text": ""}\n', encoding="utf-8")
+    ended = ftkit("predict", trained, "--input", "rows.jsonl", "--output", "out.jsonl", "--batch-size", "1")
+    assert ended.code == 2
+    assert "text" in ended.err
+    assert [path.name for path in folder.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --input FILE, --input - or --text TEXT"),
+        (["--text", "a", "--input", "b"], "give --input or --text, not both"),
+        (["--text", "a", "--output", "nowhere/x.jsonl"], "there is no folder"),
+    ],
+)
+def test_predict_refuses(arguments: list[str], message: str, ftkit: Run, trained: Path) -> None:
+    ended = ftkit("predict", trained, *arguments)
+    assert ended.code == 2
+    assert message in ended.err
+
+
+def test_export_to_a_folder(ftkit: Run, trained: Path, folder: Path) -> None:
+    facts = ftkit("export", trained, "--format", "merged", "--to", "merged", "--json").document()
+    assert facts["format"] == "merged"
+    assert facts["max_abs_difference"] <= facts["tolerance"]
+    assert (folder / "merged" / "model.safetensors").is_file()
+    ended = ftkit("export", trained, "--format", "adapter", "--to", "adapter")
+    assert ended.out.startswith(f"{folder / 'adapter'} (")
+
+
+def test_an_unknown_format_is_answered_with_the_known_ones(ftkit: Run, trained: Path) -> None:
+    ended = ftkit("export", trained, "--format", "onnx")
+    assert ended.code == 2
+    assert "adapter" in ended.err
+    assert "merged" in ended.err
+
+
+@pytest.mark.parametrize("verb", [["evaluate"], ["predict", "--text", "a"], ["export", "--format", "merged"]])
+def test_a_folder_that_is_no_run(verb: list[str], ftkit: Run, folder: Path) -> None:
+    ended = ftkit(verb[0], folder, *verb[1:], "--json")
+    assert ended.code == 2
+    assert ended.document()["error"]["kind"] == "RunFolderError"

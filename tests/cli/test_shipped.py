@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import ftkit as package
+from ftkit.cli.shipped import shipped_recipes, summary_of
+from tests.cli.conftest import Run
+
+NAME = "text-classification/bbc-news-lora"
+
+
+def test_list_shows_every_file_with_its_first_comment(ftkit: Run) -> None:
+    found = ftkit("recipes", "list", "--json").document()["recipes"]
+    on_disk = sorted((Path(package.__file__).parent.parent / "recipes").rglob("*.yaml"))
+    assert [entry["name"] for entry in found] == [f"{path.parent.name}/{path.stem}" for path in on_disk]
+    assert all(entry["summary"] for entry in found)
+    assert NAME in ftkit("recipes", "list").out
+    assert ftkit("recipes").out == ftkit("recipes", "list").out
+
+
+def test_an_installed_package_brings_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = folder / "site" / "ftkit"
+    (inside / "_recipes" / "some-task").mkdir(parents=True)
+    (inside / "_recipes" / "some-task" / "one.yaml").write_text("# One.\n", encoding="utf-8")
+    monkeypatch.setattr(package, "__file__", str(inside / "__init__.py"))
+    assert shipped_recipes() == {"some-task/one": inside / "_recipes" / "some-task" / "one.yaml"}
+
+
+def test_show_prints_the_file(ftkit: Run) -> None:
+    text = shipped_recipes()[NAME].read_text(encoding="utf-8")
+    assert ftkit("recipes", "show", NAME).out == text
+    assert ftkit("recipes", "show", f"{NAME}.yaml", "--json").document() == {"name": NAME, "summary": summary_of(text), "text": text}
+
+
+def test_an_unknown_name(ftkit: Run) -> None:
+    ended = ftkit("recipes", "show", "text-classification/bbc-news-lroa")
+    assert ended.code == 2
+    assert NAME in ended.err
+    assert ftkit("recipes", "show", "../pyproject").code == 2
+
+
+def test_copy(ftkit: Run, folder: Path) -> None:
+    text = shipped_recipes()[NAME].read_text(encoding="utf-8")
+    ended = ftkit("recipes", "copy", NAME)
+    assert Path("bbc-news-lora.yaml").read_text(encoding="utf-8") == text
+    assert "ftkit train bbc-news-lora.yaml" in ended.out
+    (folder / "sub").mkdir()
+    assert ftkit("recipes", "copy", NAME, "sub", "--json").document()["path"] == str(folder / "sub" / "bbc-news-lora.yaml")
+
+
+def test_copy_replaces_nothing_unless_forced(ftkit: Run, folder: Path) -> None:
+    Path("mine.yaml").write_text("mine", encoding="utf-8")
+    ended = ftkit("recipes", "copy", NAME, "mine.yaml")
+    assert (ended.code, Path("mine.yaml").read_text(encoding="utf-8")) == (2, "mine")
+    assert "--force" in ended.err
+    assert ftkit("recipes", "copy", NAME, "mine.yaml", "--force").code == 0
+    assert ftkit("recipes", "copy", NAME, "nowhere/mine.yaml").code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "summary"),
+    [("# One.\n# Two.\n", "One."), ("# yaml-language-server: $schema=x\n#\n# Three.\na: 1\n", "Three."), ("a: 1\n", "")],
+)
+def test_the_summary_is_the_first_comment_that_says_something(text: str, summary: str) -> None:
+    assert summary_of(text) == summary
