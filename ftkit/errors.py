@@ -52,6 +52,7 @@ class Problem:
         return f"{text}. {self.hint}" if self.hint else text
 
     def to_json(self) -> dict[str, str]:
+        """The parts by name."""
         return asdict(self)
 
 

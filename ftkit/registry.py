@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from ftkit.errors import RecipeError
 from ftkit.methods.base import Method
@@ -46,7 +46,7 @@ class Registry(Generic[T]):
         for point in self._entry_points():
             if point.name == name:
                 loaded = point.load()
-                return loaded if inspect.isclass(loaded) else self._find(loaded, name)
+                return cast("type[T]", loaded) if inspect.isclass(loaded) else self._find(loaded, name)
         raise KeyError(name)
 
     def nearest(self, name: str) -> str | None:

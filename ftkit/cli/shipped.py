@@ -39,10 +39,12 @@ def summary_of(text: str) -> str:
 
 
 @app.callback(invoke_without_command=True)
-def recipes(context: typer.Context) -> None:
+def recipes(context: typer.Context, as_json: AsJson = False) -> None:
     """List, show and copy the recipes that come with ftkit."""
     if context.invoked_subcommand is None:
-        list_recipes()
+        list_recipes(as_json)
+    elif as_json:
+        raise typer.BadParameter(f"write --json after `{context.invoked_subcommand}`")
 
 
 @app.command("list")

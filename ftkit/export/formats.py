@@ -39,9 +39,10 @@ def export_adapter(model: Any, processor: Any, target: Path, *, base_name: str) 
 def export_merged(model: Any, processor: Any, target: Path, *, dtype: torch.dtype) -> nn.Module:
     """Writes a plain model with the trained part folded in, with tokenizer, template and generation config.
 
-    dtype: of all weights written. Merging changes `model` for good; returns the merged one. `transformers.AutoModel....from_pretrained(folder)` loads the folder.
+    `transformers.AutoModel....from_pretrained(folder)` loads the folder. dtype: of all weights written.
+    Merging changes `model` for good; returns the merged one.
     """
-    merged = to_uniform_dtype(merge(model) if isinstance(model, PeftModel) else model, dtype)
+    merged: Any = to_uniform_dtype(merge(model) if isinstance(model, PeftModel) else model, dtype)
 
     def write(folder: Path) -> None:
         merged.save_pretrained(folder, safe_serialization=True)

@@ -61,7 +61,7 @@ def _checked(document: Document, origin: Origin) -> Recipe:
     if problems or body is None:
         raise RecipeError(sorted(problems, key=_position))
     fields = {name: getattr(body, name) for name in RecipeBody.model_fields}
-    return Recipe.model_construct(**fields, **components, origin=origin)
+    return Recipe.model_construct(None, **{**fields, **components, "origin": origin})
 
 
 def _homes(document: Document) -> dict[str, list[str]]:

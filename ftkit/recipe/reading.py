@@ -163,7 +163,7 @@ class _Converter:
             for index, item in enumerate(node.value):
                 self.document.places[(*path, index)] = _place(self.document.name, item)
             return [self.convert(item, (*path, index)) for index, item in enumerate(node.value)]
-        return scalar(node.value) if node.style is None else node.value
+        return scalar(node.value) if node.style is None else node.value  # type: ignore[attr-defined]
 
     def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}

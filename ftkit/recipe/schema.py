@@ -161,13 +161,17 @@ class TrainSpec(Strict):
     )
     optimizer: Literal["adamw", "sgd", "adafactor", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs bitsandbytes.")
     learning_rate: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Peak learning rate. auto: the method's own.")
-    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field("auto", description="Decoupled weight decay; never on biases and norms.")
+    weight_decay: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto", description="Decoupled weight decay; never on biases and norms."
+    )
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.999, ge=0, lt=1)
     adam_epsilon: float = Field(1e-8, gt=0)
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field("linear", description="Learning rate after warm-up.")
-    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | Auto = Field("auto", description="Share of the optimizer steps with a rising rate.")
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] | Auto = Field(
+        "auto", description="Share of the optimizer steps with a rising rate."
+    )
     warmup_steps: int | None = Field(None, ge=0, description="Instead of `warmup_ratio`.")
     max_grad_norm: float | None = Field(1.0, gt=0, description="Gradient norm to clip at; null: no clipping.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Training loss only; evaluation uses the plain loss.")

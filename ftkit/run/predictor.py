@@ -146,7 +146,9 @@ def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(Problem(message=f"not JSON: {error.msg}", place=f"standard input, line {number}:{error.colno}")) from None
+            raise DataError(
+                Problem(message=f"not JSON: {error.msg}", place=f"standard input, line {number}:{error.colno}")
+            ) from None
         if not isinstance(row, dict):
             hint = 'Write one object a line: {"text": "..."}'
             raise DataError(Problem(message="is JSON but no object", place=f"standard input, line {number}", hint=hint))

@@ -185,7 +185,7 @@ class _Run:
         forms = self.plan.recipe.export
         if not forms:
             return {}
-        targets = {form: self._fresh_export_folder(form) for form in forms}
+        targets: dict[str, Path] = {form: self._fresh_export_folder(form) for form in forms}
         facts = export_all(prepared, targets, inputs, observer=self.observer)
         return {form: {**fact, "path": f"export/{form}"} for form, fact in facts.items()}
 

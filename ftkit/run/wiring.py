@@ -59,7 +59,7 @@ def prepare_model(plan: Plan, task: Task, processor: Any, *, seed: int, allow_co
     align_padding(loaded.model, processor)
     method = plan.method()
     seed_everything(seed)
-    model = method.apply(loaded.model, loaded.layout)
+    model: Any = method.apply(loaded.model, loaded.layout)
     check_trainable(model, method, loaded.layout)
     if plan.recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

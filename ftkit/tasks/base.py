@@ -12,9 +12,9 @@ Life of a task object:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from ftkit.recipe.schema import Strict
 
@@ -27,6 +27,20 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 """A data row under the task's column names (after `data.columns`)."""
+
+
+class Rows(Protocol):
+    """The rows of a split, by number or one after the other."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def __getitem__(self, index: int, /) -> Row:
+        """One row."""
+
+    def __iter__(self) -> Iterator[Row]:
+        """All rows in order."""
+
 
 Features = dict[str, Any]
 """An encoded row: lists of int, ints or floats. `length` (int, tokens) is required; `example` (int) is set by the loader."""
@@ -178,15 +192,15 @@ class Task(ABC):
         """The metrics this task reports, the one that picks the best checkpoint first. Valid before `learn`."""
 
     @abstractmethod
-    def score(self, predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str] | None = None) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Prediction], rows: Rows, names: Sequence[str] | None = None) -> dict[str, Any]:
         """Metric values over a whole split. `predictions[i]` belongs to `rows[i]`. `names`: only these (default all).
         Values are floats, or None where undefined."""
 
-    def details(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, Any]:
+    def details(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, Any]:
         """Tables that are not single numbers (confusion matrix, per-label scores), as JSON."""
         return {}
 
-    def intervals(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    def intervals(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, tuple[float, float]]:
         """95 % bootstrap intervals (low, high) of the headline metrics over a whole split, where defined."""
         return {}
 

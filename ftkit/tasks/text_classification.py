@@ -21,7 +21,7 @@ from ftkit.metrics.base import MetricSpec
 from ftkit.metrics.interchange import ExternalMetric
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
-from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Task
+from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Rows, Task
 from ftkit.tasks.parts.labels import Labels, duplicates, listed, name_order
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
 from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, tokenize
@@ -308,7 +308,7 @@ class TextClassification(Task):
         """Those of the `metrics` option in its order, then the loss."""
         return self._metrics.specs()
 
-    def _arrays(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, ndarray]:
+    def _arrays(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, ndarray]:
         """`references`, `predictions` and (classification) `scores`, as the metric families take them."""
         import numpy as np
 
@@ -324,16 +324,16 @@ class TextClassification(Task):
         chosen = (scores >= self.options.threshold).astype(kind)
         return {"references": np.array(labels, kind).reshape(scores.shape), "predictions": chosen, "scores": scores}
 
-    def score(self, predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str] | None = None) -> dict[str, Any]:
+    def score(self, predictions: Sequence[Prediction], rows: Rows, names: Sequence[str] | None = None) -> dict[str, Any]:
         """All metrics but the loss. All are None if any prediction is not a finite number."""
         return self._metrics.score(self._arrays(predictions, rows), names, allow_code=self.allow_code)
 
-    def intervals(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    def intervals(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, tuple[float, float]]:
         """Of the headline metrics, where every prediction is a finite number."""
         arrays = self._arrays(predictions, rows)
         return headline_intervals(self.metrics(), arrays, _FAMILIES[self._problem].RESAMPLED) if finite(arrays) else {}
 
-    def details(self, predictions: Sequence[Prediction], rows: Sequence[Row]) -> dict[str, Any]:
+    def details(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, Any]:
         """`labels` (precision, recall, F1, support of each) and, for single_label, `confusion_matrix` (row: truth, column: prediction)."""
         if self._problem == "regression" or not predictions:
             return {}

@@ -156,7 +156,8 @@ class Trainer:
 
     def _backward(self, loaded: Sequence[tuple[Batch, bool]], targets: int) -> float:
         """Accumulates the gradient of the window's mean loss; returns that mean."""
-        accelerator, total = self.accelerator, 0.0
+        accelerator = self.accelerator
+        total = torch.zeros((), device=accelerator.device)
         for number, (batch, real) in enumerate(loaded):
             last = number == len(loaded) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
@@ -169,7 +170,7 @@ class Trainer:
                 scaled = loss * accelerator.num_processes
                 extra = self.method.extra_loss(accelerator.unwrap_model(self.model)) if last else None
                 accelerator.backward(scaled if extra is None else scaled + extra)
-        return float(accelerator.reduce(total, "sum")) if accelerator.num_processes > 1 else float(total)
+        return float(accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total)
 
     def _sum_over_processes(self, count: int) -> int:
         if self.accelerator.num_processes == 1:

@@ -57,7 +57,9 @@ def make_optimizer(groups: Sequence[dict[str, Any]], train: TrainSpec) -> torch.
         raise ModelError(
             "adamw_8bit needs the package bitsandbytes", hint="pip install 'ftkit[quant]', or use `optimizer: adamw`"
         ) from None
-    return bitsandbytes.optim.AdamW8bit(groups, betas=betas, eps=train.adam_epsilon)
+    return bitsandbytes.optim.AdamW8bit(  # type: ignore[attr-defined]
+        groups, betas=betas, eps=train.adam_epsilon
+    )
 
 
 def _can_fuse(groups: Sequence[dict[str, Any]]) -> bool:

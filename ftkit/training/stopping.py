@@ -60,8 +60,10 @@ class StoppingRule:
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        scores = {key: -math.inf if key.endswith("_score") and value is None else value for key, value in state.items()}
-        self._state = _State(**scores)
+        values: dict[str, Any] = {
+            key: -math.inf if key.endswith("_score") and value is None else value for key, value in state.items()
+        }
+        self._state = _State(**values)
 
 
 @dataclass

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def ftkit(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny BERT."""
-    return save_tiny(tmp_path_factory.mktemp("models") / "bert", "bert")
+    return save_tiny(tmp_path_factory.mktemp("models") / "bert", "bert", num_labels=2)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +113,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, model: Path, data: Path) ->
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Iterator[Path]:
+def trained(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
@@ -121,4 +121,4 @@ def trained(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Iterator[
         with pytest.raises(SystemExit) as ending:
             main(["train", str(recipe), "--output", str(folder), "--quiet"])
     assert ending.value.code == 0
-    yield folder
+    return folder

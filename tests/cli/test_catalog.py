@@ -31,7 +31,7 @@ def fits(value: Any, form: dict[str, Any], root: dict[str, Any]) -> bool:
         properties, others = form.get("properties", {}), form.get("additionalProperties", True)
         known = all(fits(item, properties[key], root) for key, item in value.items() if key in properties)
         rest = [item for key, item in value.items() if key not in properties]
-        allowed = others is True or (others is False and not rest) or (isinstance(others, dict) and all(fits(item, others, root) for item in rest))
+        allowed = others is True or not rest or (isinstance(others, dict) and all(fits(item, others, root) for item in rest))
         return known and allowed and set(form.get("required", [])) <= set(value)
     return True
 
@@ -55,7 +55,7 @@ def test_one_method_with_its_options(ftkit: Run) -> None:
     out = ftkit("methods", "lora").out
     assert "LoRA: Low-Rank Adaptation of Large Language Models" in out
     assert "dropout" in out
-    assert [line.split() for line in out.splitlines() if line.startswith("dropout")][0][:3] == ["dropout", "number", "0.0"]
+    assert next(line.split() for line in out.splitlines() if line.startswith("dropout"))[:3] == ["dropout", "number", "0.0"]
 
 
 def test_an_unknown_method(ftkit: Run) -> None:
@@ -84,7 +84,9 @@ def test_metrics(ftkit: Run) -> None:
 
 
 def test_components_of_a_plugin_are_listed(ftkit: Run, folder: Path) -> None:
-    Path("mine.py").write_text("from ftkit.methods.full import Full\nclass Own(Full):\n    name = 'listed-plugin'\n", encoding="utf-8")
+    Path("mine.py").write_text(
+        "from ftkit.methods.full import Full\nclass Own(Full):\n    name = 'listed-plugin'\n", encoding="utf-8"
+    )
     assert "listed-plugin" in ftkit("methods", "--plugin", "mine.py").out
 
 

@@ -42,7 +42,18 @@ def test_notes_are_shown(ftkit: Run, folder: Path, model: Path, data: Path) -> N
 def test_plan_has_every_section(ftkit: Run, recipe: Path) -> None:
     ended = ftkit("plan", recipe)
     assert ended.code == 0
-    for text in ("learning_rate: 0.01", "Splits\n", "truncated", "Labels\n", "cold", "Parameters\n", "head", "trainable: ", "Memory\n", "Disk\n"):
+    for text in (
+        "learning_rate: 0.01",
+        "Splits\n",
+        "truncated",
+        "Labels\n",
+        "cold",
+        "Parameters\n",
+        "head",
+        "trainable: ",
+        "Memory\n",
+        "Disk\n",
+    ):
         assert text in ended.out
     assert "24 (50.0 %)" in ended.out
     assert "total      6" in ended.out
@@ -91,10 +102,14 @@ def test_inspect_refuses_a_split_that_is_not_there(ftkit: Run, recipe: Path) -> 
 
 def test_tokens_are_colored_by_their_note() -> None:
     terminal, colors = Terminal(), {}
-    row = {"row": 0, "place": "a.csv, line 2", "tokens": [["Ann", "B-PER"], ["\x1b[2J", ""], ["Bo", "B-PER"], ["x", "B-LOC"], ["", "end"]]}
+    row = {
+        "row": 0,
+        "place": "a.csv, line 2",
+        "tokens": [["Ann", "B-PER"], ["\x1b[2J", ""], ["Bo", "B-PER"], ["x", "B-LOC"], ["", "end"]],
+    }
     print_row(row, colors, terminal)
     assert list(colors) == ["B-PER", "B-LOC"]
-    assert terminal.getvalue().count(f"\x1b[1;32mAnn") == 1
+    assert terminal.getvalue().count("\x1b[1;32mAnn") == 1
     assert "\x1b[1;36mx" in terminal.getvalue()
     assert "\\x1b[2J" in terminal.getvalue()
 
@@ -109,7 +124,7 @@ def test_labels_with_escape_sequences_are_printed_harmlessly(ftkit: Run, folder:
     rows = [{"text": f"w{number}", "label": label} for number in range(20) for label in ("\x1b[31mred", "\x9b2Jgone")]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     Path("r.yaml").write_text(
-        f"model: {model}\ntask: text-classification\nmethod: bitfit\ndata: {{train: rows.jsonl, leaks: \"off\"}}\n", encoding="utf-8"
+        f'model: {model}\ntask: text-classification\nmethod: bitfit\ndata: {{train: rows.jsonl, leaks: "off"}}\n', encoding="utf-8"
     )
     for arguments in (["plan", "r.yaml"], ["plan", "r.yaml", "--json"], ["inspect", "r.yaml"]):
         ended = ftkit(*arguments)

@@ -40,10 +40,10 @@ def test_a_document_is_strict_and_commands_no_terminal(capsys: pytest.CaptureFix
 
 def test_only_documents_reach_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     with output.standard_output_for_documents():
-        print("noise")
+        sys.stdout.write("noise\n")
         with output.standard_output_for_documents():
             output.emit({"a": 1})
-    print("after")
+    sys.stdout.write("after\n")
     captured = capsys.readouterr()
     assert strict_json(captured.out.removesuffix("after\n")) == {"a": 1}
     assert captured.err == "noise\n"
@@ -89,7 +89,15 @@ def test_a_terminal_of_a_ci_job_is_none(variable: tuple[str, str], monkeypatch: 
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(None, "undefined"), (0.5, "0.5000"), (0.0, "0.0000"), (1e-5, "1e-05"), (-0.25, "-0.2500"), (12345.678, "12,346"), (1234, "1,234")],
+    [
+        (None, "undefined"),
+        (0.5, "0.5000"),
+        (0.0, "0.0000"),
+        (1e-5, "1e-05"),
+        (-0.25, "-0.2500"),
+        (12345.678, "12,346"),
+        (1234, "1,234"),
+    ],
 )
 def test_numbers(value: float | None, shown: str) -> None:
     assert output.shown_number(value) == shown

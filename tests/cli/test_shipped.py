@@ -18,6 +18,8 @@ def test_list_shows_every_file_with_its_first_comment(ftkit: Run) -> None:
     assert all(entry["summary"] for entry in found)
     assert NAME in ftkit("recipes", "list").out
     assert ftkit("recipes").out == ftkit("recipes", "list").out
+    assert ftkit("recipes", "--json").document()["recipes"] == found
+    assert "write --json after `show`" in ftkit("recipes", "--json", "show", NAME).document()["error"]["problems"][0]["message"]
 
 
 def test_an_installed_package_brings_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +33,11 @@ def test_an_installed_package_brings_its_own(folder: Path, monkeypatch: pytest.M
 def test_show_prints_the_file(ftkit: Run) -> None:
     text = shipped_recipes()[NAME].read_text(encoding="utf-8")
     assert ftkit("recipes", "show", NAME).out == text
-    assert ftkit("recipes", "show", f"{NAME}.yaml", "--json").document() == {"name": NAME, "summary": summary_of(text), "text": text}
+    assert ftkit("recipes", "show", f"{NAME}.yaml", "--json").document() == {
+        "name": NAME,
+        "summary": summary_of(text),
+        "text": text,
+    }
 
 
 def test_an_unknown_name(ftkit: Run) -> None:

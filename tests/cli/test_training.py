@@ -4,12 +4,12 @@ from pathlib import Path
 
 from tests.cli.conftest import Run
 
-METHOD = '''
+METHOD = """
 from ftkit.methods.full import Full
 
 class Everything(Full):
     name = "everything"
-'''
+"""
 
 
 def test_train_prints_stages_and_a_summary(ftkit: Run, folder: Path, recipe: Path) -> None:
@@ -26,7 +26,10 @@ def test_json_is_the_results_file_and_a_missed_gate_gives_4(ftkit: Run, folder: 
     results = ended.document()
     assert (ended.code, results["exit_code"], results["status"]) == (4, 4, "gate_not_met")
     assert ended.err == f"{folder / 'out'}\n"
-    assert results == ftkit("train", recipe, "export=[]", 'expect={accuracy: "> 1"}', "--output", "out", "--json", "--resume").document()
+    assert (
+        results
+        == ftkit("train", recipe, "export=[]", 'expect={accuracy: "> 1"}', "--output", "out", "--json", "--resume").document()
+    )
 
 
 def test_quiet_prints_the_folder_and_what_went_wrong(ftkit: Run, folder: Path, recipe: Path) -> None:

@@ -233,7 +233,7 @@ def test_rows_for_evaluation_need_targets() -> None:
     assert list(load_rows("x.jsonl", task, {}, Path.cwd(), need_targets=True)) == [{"text": "x", "label": "a"}]
     assert list(load_rows(SourceSpec(path="x.jsonl#1"), task, {}, Path.cwd(), need_targets=True)) == [{"text": "x", "label": "a"}]
     write("z.jsonl", [{"body": "x", "label": "b"}])
-    with pytest.raises(DataError, match="z.jsonl, line 1: label: 'b' is not a label"):
+    with pytest.raises(DataError, match=r"z.jsonl, line 1: label: 'b' is not a label"):
         load_rows("z.jsonl", task, {}, Path.cwd(), need_targets=True)
     with pytest.raises(DataError, match="no column 'label'"):
         load_rows("y.jsonl", ToyTask(), {}, Path.cwd(), need_targets=True)

@@ -25,7 +25,9 @@ def test_shorthand_grows_into_a_mapping() -> None:
 
 
 def test_list_items_by_number() -> None:
-    assert overridden("data: {train: [a.csv, b.csv]}", "data.train.1.path=c.csv") == {"data": {"train": ["a.csv", {"path": "c.csv"}]}}
+    assert overridden("data: {train: [a.csv, b.csv]}", "data.train.1.path=c.csv") == {
+        "data": {"train": ["a.csv", {"path": "c.csv"}]}
+    }
     assert overridden("export: [adapter]", "export[0]=merged") == {"export": ["merged"]}
 
 

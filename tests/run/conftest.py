@@ -18,7 +18,9 @@ def write_rows(path: Path, count: int, seed: int) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for number in range(count):
             label = list(LABELS)[number % 3]
-            words = [f"w{generator.randrange(30, 41)}" for _ in range(generator.randrange(1, 12))] + generator.choices(LABELS[label].split(), k=3)
+            words = [f"w{generator.randrange(30, 41)}" for _ in range(generator.randrange(1, 12))] + generator.choices(
+                LABELS[label].split(), k=3
+            )
             generator.shuffle(words)
             stream.write(json.dumps({"text": " ".join(words), "label": label}) + "\n")
 

@@ -172,7 +172,9 @@ def test_r5_resuming_a_finished_run_does_nothing_and_says_so(recipe_file: Recipe
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.name != ".lock"}
 
 
-def test_r6_the_exported_weights_are_those_of_the_best_evaluation(recipe_file: RecipeFile, tmp_path: Path, monkeypatch: Any) -> None:
+def test_r6_the_exported_weights_are_those_of_the_best_evaluation(
+    recipe_file: RecipeFile, tmp_path: Path, monkeypatch: Any
+) -> None:
     real, values, saved = training_module.TrainingSession._evaluate, iter([0.1, 0.9, 0.5, 0.4]), {}
 
     def scripted(self: Any) -> dict[str, Any]:
@@ -192,7 +194,7 @@ def test_r10_a_used_folder_is_refused_and_overwrite_moves_it_aside(recipe_file: 
     recipe = ftkit.load_recipe(recipe_file())
     ftkit.train(recipe, output=tmp_path / "out" / "run")
     digests = {path: sha256_of(path) for path in (tmp_path / "out" / "run").rglob("*") if path.is_file()}
-    with pytest.raises(RunFolderError, match="already holds files.*--resume.*--overwrite"):
+    with pytest.raises(RunFolderError, match=r"already holds files.*--resume.*--overwrite"):
         ftkit.train(recipe, output=tmp_path / "out" / "run")
     assert digests == {path: sha256_of(path) for path in (tmp_path / "out" / "run").rglob("*") if path.is_file()}
     ftkit.train(recipe, output=tmp_path / "out" / "run", overwrite=True)
@@ -203,7 +205,12 @@ def test_r10_a_used_folder_is_refused_and_overwrite_moves_it_aside(recipe_file: 
 
 @pytest.mark.parametrize(
     ("override", "what"),
-    [("train.learning_rate=2e-2", "the recipe"), ("seed=5", "the recipe"), ("data.train=other.jsonl", "the train rows"), ("method.rank=2", "the recipe")],
+    [
+        ("train.learning_rate=2e-2", "the recipe"),
+        ("seed=5", "the recipe"),
+        ("data.train=other.jsonl", "the train rows"),
+        ("method.rank=2", "the recipe"),
+    ],
 )
 def test_r2_resume_of_something_else_is_refused(recipe_file: RecipeFile, tmp_path: Path, override: str, what: str) -> None:
     path = recipe_file(train=TRAIN_FOR_RESUME)
@@ -252,7 +259,10 @@ def test_data_errors_come_before_the_run_folder(recipe_file: RecipeFile, tmp_pat
 def test_c19_nothing_frozen_changes(recipe_file: RecipeFile, tmp_path: Path, tiny_folder: Path) -> None:
     path = recipe_file(method="{name: partial, top_blocks: 1}", export="[merged]")
     ftkit.train(ftkit.load_recipe(path), output=tmp_path / "run")
-    base, merged = load_file(tiny_folder / "model.safetensors"), load_file(tmp_path / "run" / "export" / "merged" / "model.safetensors")
+    base, merged = (
+        load_file(tiny_folder / "model.safetensors"),
+        load_file(tmp_path / "run" / "export" / "merged" / "model.safetensors"),
+    )
     trained = {name for name in final_weights(tmp_path / "run")}
     changed = {name for name in base if name in merged and not torch.equal(base[name], merged[name])}
     assert changed <= trained

@@ -24,7 +24,9 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writes_before_the_crash", range(6))
-def test_a_crash_while_writing_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: Any, writes_before_the_crash: int) -> None:
+def test_a_crash_while_writing_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: Any, writes_before_the_crash: int
+) -> None:
     """R3: whatever the moment of the crash, only complete checkpoints are found."""
     folder = tmp_path / "c"
     save_checkpoint(folder, RESUMABLE, 1, TENSORS, {"n": 1})

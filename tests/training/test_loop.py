@@ -19,7 +19,14 @@ from ftkit.training.events import BoundaryEvent, EvaluationEvent, StepEvent
 from ftkit.training.loop import Position, Trainer, count_steps, warmup_steps
 from ftkit.training.stopping import StoppingRule
 
-TRAIN = {"epochs": 1.0, "learning_rate": 0.1, "weight_decay": 0.0, "warmup_ratio": 0.0, "max_grad_norm": None, "schedule": "constant"}
+TRAIN = {
+    "epochs": 1.0,
+    "learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "warmup_ratio": 0.0,
+    "max_grad_norm": None,
+    "schedule": "constant",
+}
 
 
 class TokenModel(nn.Module):
@@ -91,7 +98,9 @@ class Sequences:
         return sum(LENGTHS[index] for index in indices)
 
 
-def make_trainer(batches: Any, model: nn.Module | None = None, *, evaluate: Any = None, patience: int | None = None, **train: Any) -> Trainer:
+def make_trainer(
+    batches: Any, model: nn.Module | None = None, *, evaluate: Any = None, patience: int | None = None, **train: Any
+) -> Trainer:
     accelerator = Accelerator(cpu=True)
     spec = TrainSpec.model_validate({**TRAIN, "best_metric": "accuracy", **train})
     model = model or TokenModel()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_inverse_sqrt_joins_the_warmup_without_a_jump() -> None:
     found = factors("inverse_sqrt", 4, 20)
     assert found[3] == pytest.approx(1.0)
     assert found[15] == pytest.approx(math.sqrt(4 / 16))
-    assert all(later <= earlier for earlier, later in zip(found[3:], found[4:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(found[3:]))
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant", "inverse_sqrt"])
