@@ -17,6 +17,8 @@ from typing import Any
 
 from ftkit.errors import ExportError
 from ftkit.files import read_json, write_json
+from ftkit.recipe.schema import ModelSpec
+from ftkit.tasks.base import Head
 
 RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
 """Largest allowed difference between logits, relative to their largest magnitude, by the type of the base weights.
@@ -24,19 +26,19 @@ RELATIVE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 5e-3}
 float32: merging rounds each weight once; over some tens of layers that stays near 1e-6 of the logits' size.
 """
 
+OTHER_SEED = 987_654_321
+"""Another seed than any run's: whatever an export lacks comes out random, and shows."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One export to load. `base` is the plain model under an adapter; `head` the config entries and auto class of its head."""
+    """One export to load. model: the recipe's `model`, the base of an adapter; head: config entries of the task's head."""
 
     format: str
     path: str
     auto_class: str
-    base: str
-    revision: str | None
-    dtype: str
+    model: dict[str, Any]
     head: dict[str, Any]
-    trust_remote_code: bool = False
 
 
 def logits_of(outputs: Any) -> dict[str, Any]:
@@ -84,18 +86,20 @@ def _load(request: Request) -> Any:
     import torch
     import transformers
 
-    # Another seed than any run's: whatever the export lacks would come out random, and show.
-    torch.manual_seed(987_654_321)
-    auto = getattr(transformers, request.auto_class)
-    common: dict[str, Any] = {"dtype": getattr(torch, request.dtype), "trust_remote_code": request.trust_remote_code}
+    torch.manual_seed(OTHER_SEED)
     if request.format == "merged":
-        return auto.from_pretrained(request.path, use_safetensors=True, **common)
+        auto, dtype = getattr(transformers, request.auto_class), getattr(torch, request.model["dtype"])
+        trust = bool(request.model["trust_remote_code"])
+        return auto.from_pretrained(request.path, use_safetensors=True, dtype=dtype, trust_remote_code=trust)
     from peft import PeftModel
 
+    from ftkit.models.load import load_model
     from ftkit.tuners.registration import register_tuners
 
     register_tuners()
-    base = auto.from_pretrained(request.base, revision=request.revision, use_safetensors=True, **request.head, **common)
+    spec = ModelSpec.model_validate(request.model)
+    head = Head(auto_class=request.auto_class, peft_task_type=None, config=request.head)
+    base = load_model(spec, head, seed=OTHER_SEED, allow_remote_code=spec.trust_remote_code).model
     return PeftModel.from_pretrained(base, request.path)
 
 

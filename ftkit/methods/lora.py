@@ -47,9 +47,8 @@ class Options(Strict):
     """Size, place and start of the low-rank matrices."""
 
     rank: int = Field(8, ge=1, description="Rank r of each update.")
-    alpha: float | Auto = Field(
+    alpha: Annotated[float, Field(gt=0)] | Auto = Field(
         "auto",
-        gt=0,
         description="The update is scaled by alpha / rank, with rslora by alpha / sqrt(rank). auto: twice the rank; with rslora 16; "
         "with pissa what gives a scale of 1.",
     )

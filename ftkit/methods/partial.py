@@ -45,9 +45,8 @@ def _compiles(pattern: str) -> str:
 class Options(Strict):
     """Which parts train: by `top_blocks`, `blocks` or `pattern` (one of them), plus what `embeddings` and `norms` add."""
 
-    top_blocks: int | Auto = Field(
+    top_blocks: Annotated[int, Field(ge=0)] | Auto = Field(
         "auto",
-        ge=0,
         description="Number of top blocks; in an encoder-decoder so many of each. auto: a quarter of the blocks.",
     )
     blocks: BlockRanges | None = Field(

@@ -67,18 +67,9 @@ def probe_inputs(prepared: Prepared, rows: FeatureStore) -> dict[str, torch.Tens
 
 
 def _request(prepared: Prepared, form: str, path: Path) -> Request:
-    spec, head = prepared.plan.recipe.model, prepared.task.head()
-    base = prepared.plan.facts.path
-    return Request(
-        format=form,
-        path=str(path),
-        auto_class=head.auto_class,
-        base=str(base) if base else spec.name,
-        revision=spec.revision,
-        dtype=spec.dtype,
-        head=copy.deepcopy(head.config),
-        trust_remote_code=spec.trust_remote_code,
-    )
+    head = prepared.task.head()
+    model = prepared.plan.recipe.model.model_dump(mode="json")
+    return Request(format=form, path=str(path), auto_class=head.auto_class, model=model, head=copy.deepcopy(head.config))
 
 
 def _facts(

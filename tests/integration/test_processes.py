@@ -1,0 +1,261 @@
+"""ftkit as its users start it: a process, killed, blocked from the network, under a launcher, with a plug-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.run.conftest import recipe_file, tiny_folder  # noqa: F401
+
+RecipeFile = Callable[..., Path]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "FTKIT_CACHE": str(tmp_path / "cache"), "CI": "1"}
+
+
+def ftkit_process(arguments: list[str], environment: dict[str, str], code: str | None = None) -> subprocess.Popen[str]:
+    start = ["-c", code] if code else ["-m", "ftkit"]
+    return subprocess.Popen(
+        [sys.executable, *start, *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(arguments: list[str], environment: dict[str, str], code: str | None = None) -> subprocess.CompletedProcess[str]:
+    process = ftkit_process(arguments, environment, code)
+    out, err = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    results = json.loads((folder / "results.json").read_text())
+    return load_file(folder / results["weights"] / "trainable.safetensors")
+
+
+SLOW = "{epochs: 5.0, batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 1e-3, checkpoint_every: {steps: 3}, evaluate_every: {steps: 7}}"
+
+
+def test_r2_kill_9_at_a_random_moment_then_resume_is_bit_exact(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+    recipe = str(recipe_file(train=SLOW, method="full"))
+    assert run(["train", recipe, "--output", str(tmp_path / "straight"), "--quiet"], environment).returncode == 0
+    generator = random.Random(os.getpid())
+    kills = 0
+    for attempt in range(10):
+        process = ftkit_process(["train", recipe, "--output", str(tmp_path / "killed"), "--resume", "--quiet"], environment)
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        target = (metrics.stat().st_size if metrics.exists() else 0) + generator.randrange(1, 4000)
+        while process.poll() is None and (attempt == 9 or not metrics.exists() or metrics.stat().st_size < target):
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.kill()
+            kills += 1
+        _, error = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL), error
+        if process.returncode == 0:
+            break
+    assert kills >= 1
+    assert process.returncode == 0
+    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
+    expected, found = weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_with_their_code_and_a_checkpoint(
+    recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str], number: int, code: int
+) -> None:
+    recipe = recipe_file(train="{epochs: 500.0, batch_size: 4, evaluate_every: {steps: 100000}, checkpoint_every: {steps: 100000}}")
+    process = ftkit_process(["train", str(recipe), "--output", str(tmp_path / "run")], environment)
+    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    assert "--resume" in error
+    assert "Traceback" not in error
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
+
+
+def test_a_second_process_on_the_same_run_is_refused(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+    recipe = str(recipe_file(train="{epochs: 2000.0, batch_size: 4, evaluate_every: {steps: 100000}}"))
+    first = ftkit_process(["train", recipe, "--output", str(tmp_path / "run")], environment)
+    try:
+        while first.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        second = run(["train", recipe, "--output", str(tmp_path / "run"), "--resume"], environment)
+    finally:
+        first.kill()
+        first.communicate()
+    assert second.returncode == 2
+    assert "another process is working on this run" in second.stderr
+
+
+BLOCKED = """
+import socket, sys
+attempts = []
+
+def refuse(*arguments, **options):
+    attempts.append(arguments[:2])
+    raise OSError("blocked")
+
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+from ftkit.cli.app import main
+try:
+    main(sys.argv[1:])
+finally:
+    print(f"attempts: {len(attempts)} {attempts[:3]}", file=sys.stderr)
+"""
+
+
+def test_e1_the_whole_tour_opens_no_socket(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+    recipe, folder = str(recipe_file(export="[adapter, merged]")), str(tmp_path / "run")
+    tour = [
+        ["validate", recipe],
+        ["plan", recipe],
+        ["inspect", recipe],
+        ["train", recipe, "--output", folder],
+        ["evaluate", folder],
+        ["predict", folder, "--text", "w1 w2"],
+        ["export", folder, "--format", "merged", "--to", str(tmp_path / "again")],
+    ]
+    for arguments in tour:
+        done = run(arguments, environment, BLOCKED)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert "attempts: 0 []" in done.stderr, (arguments, done.stderr)
+
+
+def test_u5_runs_without_standard_input_and_never_imports_a_tracker(
+    recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text("raise SystemExit('wandb was imported')\n")
+    done = run(
+        ["train", str(recipe_file()), "--output", str(tmp_path / "run")], {**environment, "PYTHONPATH": str(tmp_path / "fake")}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "wandb" not in done.stderr + done.stdout
+
+
+def test_two_ranks_compute_what_one_does(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+    """The loss of a step is that of its whole window over all processes, whatever their number."""
+    train = "{epochs: 1.0, batch_size: 4, gradient_accumulation_steps: 2, learning_rate: 1e-2}"
+    base = recipe_file(train=train, method="full").read_text()
+    code = f"""
+import os, sys, torch
+from pathlib import Path
+import ftkit
+from ftkit.data.splits import load_splits
+from ftkit.models.quiet import quiet_libraries
+quiet_libraries()
+from ftkit.recipe.load import parse_recipe
+from ftkit.run.planning import make_plan_here
+from ftkit.run.wiring import TrainingBatches, encode_splits, make_accelerator, prepare_model, prepare_processor
+from ftkit.run.observer import Observer
+from ftkit.training.evaluation import evaluate
+from ftkit.training.events import StepEvent
+from ftkit.training.loop import Trainer
+from ftkit.training.optimizers import make_optimizer, parameter_groups
+from ftkit.training.stopping import StoppingRule
+
+overrides = ["train.gradient_accumulation_steps=1"] if int(os.environ.get("WORLD_SIZE", 1)) == 2 else []
+recipe = parse_recipe({base!r}, "r", overrides, base=Path({str(tmp_path)!r}))
+plan = make_plan_here(recipe)
+task = plan.task()
+splits = load_splits(plan.recipe.data, task, recipe.origin.base)
+processor, key = prepare_processor(plan)
+stores = encode_splits(splits, task, processor, key, cache=False, observer=Observer())
+accelerator = make_accelerator("fp32", trackers=[], folder=None)
+assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", 1))
+prepared = prepare_model(plan, task, processor, seed=0, allow_code=False)
+for module in prepared.model.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+train = plan.recipe.train
+groups = parameter_groups(prepared.model, prepared.layout, train)
+model, optimizer = accelerator.prepare(prepared.model, make_optimizer(groups, train))
+trainer = Trainer(
+    accelerator=accelerator, model=model, optimizer=optimizer, task=task, method=prepared.method,
+    batches=TrainingBatches(stores["train"], splits.train, task, processor, train, 0),
+    train=train, seed=0, stopping=StoppingRule(mode="max", patience=None), evaluate=None,
+)
+steps = [event for event in trainer.events() if isinstance(event, StepEvent)]
+found = evaluate(model, task, stores["test"], splits.test, processor, batch_size=4, max_tokens=None, accelerator=accelerator)
+if accelerator.is_main_process:
+    for event in steps:
+        print("STEP", event.step, repr(event.loss), repr(event.learning_rate), repr(event.grad_norm), event.tokens)
+    print("TEST", repr(found.metrics["loss"]), found.metrics["accuracy"], len(found.predictions))
+if accelerator.num_processes > 1:
+    torch.distributed.destroy_process_group()
+"""
+    script = tmp_path / "two_ranks.py"
+    script.write_text(code)
+    environment = {**environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    outputs = []
+    for command in ([sys.executable, str(script)], [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        outputs.append([line.split() for line in done.stdout.splitlines() if line.startswith(("STEP", "TEST"))])
+    one, two = outputs
+    assert len(one) == len(two) == 7
+    for first, second in zip(one, two, strict=True):
+        assert [float(value) for value in first[1:]] == pytest.approx([float(value) for value in second[1:]], rel=1e-4, abs=1e-6)
+
+
+PLUGIN_METHOD = '''
+from ftkit.methods.base import Capabilities, Default, Method
+
+
+class HeadBiases(Method):
+    """Trains the biases of the head: b' = b + d."""
+
+    name = "head-biases"
+    summary = "Trains the biases of the head."
+    update_rule = "b' = b + d"
+    capabilities = Capabilities(adapter=False, merge=True)
+
+    def defaults(self, facts):
+        return {"train.learning_rate": Default(value=1e-2, source="a guess")}
+
+    def apply(self, model, layout):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self.declares(name, layout))
+        return model
+
+    def declares(self, name, layout):
+        return layout.canonical(name) in layout.head_parameters() and name.endswith("bias")
+'''
+
+
+def test_a_plug_in_method_trains_exports_and_predicts(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+    plugin = tmp_path / "head_biases.py"
+    plugin.write_text(PLUGIN_METHOD)
+    recipe, folder = str(recipe_file(method="head-biases", export="[merged]")), str(tmp_path / "run")
+    without = run(["train", recipe, "--output", folder], environment)
+    assert without.returncode == 2
+    assert "unknown method 'head-biases'" in without.stderr
+    trained = run(["train", recipe, "--output", folder, "--plugin", str(plugin), "--json"], environment)
+    assert trained.returncode == 2 or trained.returncode == 0, trained.stderr
+    if trained.returncode == 2:
+        pytest.fail(trained.stdout)
+    assert json.loads(trained.stdout)["parameters"]["trainable"] == 3
+    listed: dict[str, Any] = json.loads(run(["predict", folder, "--text", "w1", "--plugin", str(plugin)], environment).stdout)
+    assert set(listed["probabilities"]) == {"calm", "angry", "glad"}
