@@ -88,7 +88,7 @@ def methods() -> str:
     for name in METHODS.names():
         cls = METHODS.get(name)
         paper = cls.paper
-        cited = f"[{paper.authors.split(',')[0]} et al. {paper.year}]({paper.url})" if paper else ""
+        cited = f"[{_short_authors(paper.authors)} {paper.year}]({paper.url})" if paper else ""
         exports = [form for form, can in (("adapter", cls.capabilities.adapter), ("merged", cls.capabilities.merge)) if can]
         rows.append([f"[{name}]({name}.md)", cls.summary, cited, ", ".join(exports)])
     return _table(["method", "what trains", "paper", "exports"], rows)
@@ -141,17 +141,21 @@ def exit_codes() -> str:
     return _table(["code", "meaning"], [[str(code), _cell(meaning)] for code, meaning in EXIT_CODES.items()])
 
 
+COMMON = {"--help", "--json", "--plugin", "--trust-remote-code"}
+"""Options that the page explains once for all verbs."""
+
+
 def verb(name: str) -> str:
     """Usage, arguments and options of one command (`recipes list`: of a nested one)."""
     command = _command()
     for part in name.split():
         command = command.commands[part]
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and not {"--help"} & set(p.opts)]
+    options = [p for p in command.params if p.param_type_name == "option" and not COMMON & set(p.opts)]
     rows = [[f"`{p.metavar}`", _cell(p.help or "")] for p in arguments]
-    rows += [[f"`{_option_text(p)}`", _cell(p.help or "")] for p in options]
+    rows += [[f"`{_option_text(p)}`", _cell(p.help or "") + (" Required." if p.required else "")] for p in options]
     usage = " ".join(["ftkit", name, *(p.metavar if p.required else f"[{_several(p)}]" for p in arguments), "[OPTIONS]"])
-    return "\n".join(["```text", usage, "```", "", str(command.help).strip(), "", _table(["", ""], rows)])
+    return "\n".join(["```text", usage, "```", "", str(command.help).strip(), *(["", _table(["", ""], rows)] if rows else [])])
 
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -250,7 +254,9 @@ _SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveM
 
 
 def _bounds(form: dict[str, Any]) -> str:
-    return "".join(f"{' and' if number else ''} {_SIGNS[key]} {form[key]:,}" for number, key in enumerate(k for k in _SIGNS if k in form))
+    return "".join(
+        f"{' and' if number else ''} {_SIGNS[key]} {form[key]:,}" for number, key in enumerate(k for k in _SIGNS if k in form)
+    )
 
 
 def _method_defaults(cls: Any) -> str:
@@ -304,6 +310,11 @@ def _option_text(parameter: Any) -> str:
 
 _METAVARS = {"rows": "N", "batch_size": "N", "format": "FORMAT"}
 """Of options whose metavar Typer makes up, by name."""
+
+
+def _short_authors(authors: str) -> str:
+    names = authors.split(", ")
+    return " & ".join(names) if len(names) < 3 else f"{names[0]} et al."
 
 
 def _several(parameter: Any) -> str:

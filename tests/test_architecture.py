@@ -23,7 +23,7 @@ LAYERS = [
     {"registry", "recipe"},
     {"data", "models", "tuners"},
     {"training"},
-    {"export", "report"},
+    {"exports", "report"},
     {"run"},
     {"api"},
     {"cli"},

@@ -82,10 +82,14 @@ def _unknown_key(key: str, known: Sequence[str], moved: dict[str, list[str]]) ->
     if near := get_close_matches(key.lower(), known, n=1, cutoff=0.6):
         return f"unknown key {key!r}", f"Did you mean {near[0]!r}?"
     if key in moved:
-        return f"unknown key {key!r} here", f"It belongs under {' or '.join(sorted(moved[key]))}"
+        return f"unknown key {key!r} here", f"It belongs under {' or '.join(_shallow_first(moved[key]))}"
     if near := get_close_matches(key.lower(), list(moved), n=1, cutoff=0.7):
-        return f"unknown key {key!r}", f"Did you mean {near[0]!r}, under {' or '.join(sorted(moved[near[0]]))}?"
+        return f"unknown key {key!r}", f"Did you mean {near[0]!r}, under {' or '.join(_shallow_first(moved[near[0]]))}?"
     return f"unknown key {key!r}", f"Known here: {', '.join(known)}" if known else "No keys are known here"
+
+
+def _shallow_first(places: Sequence[str]) -> list[str]:
+    return sorted(places, key=lambda place: (place.count("."), place))
 
 
 def _expected(detail: dict[str, Any]) -> str:
@@ -100,7 +104,7 @@ def _expected(detail: dict[str, Any]) -> str:
     }
     if kind in bounds:
         name, sign = bounds[kind]
-        return f"a number {sign} {context[name]}"
+        return f"a number {sign} {context[name]:g}"
     if kind in ("string_too_short", "too_short"):
         return "a value that is not empty"
     if kind == "string_too_long":

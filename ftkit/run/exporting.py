@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from ftkit.data.features import FeatureStore
 from ftkit.errors import ExportError, RecipeError
-from ftkit.export.formats import export_adapter, export_merged
-from ftkit.export.verification import RELATIVE_TOLERANCE, Request, logits_of, verify
+from ftkit.exports.formats import export_adapter, export_merged
+from ftkit.exports.verification import RELATIVE_TOLERANCE, Request, logits_of, verify
 from ftkit.files import size_of
 from ftkit.registry import PLUGIN_FILES
 from ftkit.run.folder import PROBE

@@ -126,13 +126,11 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 def summary(seeds: Sequence[dict[str, Any]], precision: str) -> dict[str, Any]:
     """Metrics of ftkit against the Trainer's interval, and ratios of time and memory (above 1: ftkit needs less)."""
     pairs = [(seed["ftkit"][precision], seed["trainer"]) for seed in seeds]
-    ratios = [theirs["seconds"] / ours["seconds"] for ours, theirs in pairs]
-    memory = [theirs["peak_memory_mib"] / ours["peak_memory_mib"] for ours, theirs in pairs]
+    ratios = {name: [theirs[name] / ours[name] for ours, theirs in pairs] for name in ("seconds", "cpu_seconds", "peak_memory_mib")}
     return {
         "metrics": {name: _against([ours[name] for ours, _ in pairs], [theirs[name] for _, theirs in pairs]) for name in METRICS},
-        "time_ratios": ratios,
-        "median_time_ratio": statistics.median(ratios),
-        "median_memory_ratio": statistics.median(memory),
+        "ratios": ratios,
+        "median_ratios": {name: statistics.median(values) for name, values in ratios.items()},
     }
 
 
@@ -164,8 +162,8 @@ def markdown(found: dict[str, Any], command: str) -> str:
         f"gradient norm {norms}."
     )
     ratios = " ".join(
-        f"In {precision} ftkit is {facts['median_time_ratio']:.2f} times as fast as the Trainer (median over seeds), "
-        f"which takes {facts['median_memory_ratio']:.2f} times its memory."
+        f"Trainer over ftkit {precision}, medians over the seeds: {facts['median_ratios']['seconds']:.2f} in time, "
+        f"{facts['median_ratios']['cpu_seconds']:.2f} in processor time, {facts['median_ratios']['peak_memory_mib']:.2f} in memory."
         for precision, facts in found["summary"].items()
     )
     parts = [f"`{command}`", found["machine"], intro, ratios, _summary_table(found), _seed_table(found)]
@@ -203,11 +201,12 @@ def _seed_table(found: dict[str, Any]) -> str:
                     f"{entry['seed']}, {name}",
                     *[f"{side[metric]:.4f}" for metric in METRICS],
                     f"{side['seconds']:.1f}",
+                    f"{side['cpu_seconds']:.1f}",
                     f"{theirs['seconds'] / side['seconds']:.2f}",
                     f"{side['peak_memory_mib']:.0f}",
                 ]
             )
-    return table(["Seed, side", *METRICS.values(), "Training s", "Times the Trainer's speed", "Peak MiB"], rows)
+    return table(["Seed, side", *METRICS.values(), "Training s", "Processor s", "Times the Trainer's speed", "Peak MiB"], rows)
 
 
 def _words(recipe: Path, options: argparse.Namespace) -> list[str]:

@@ -89,6 +89,16 @@ class Prepared:
         self.stores = encode_splits(splits, self.task, self.tokenizer, key, cache=plan.recipe.data.cache, observer=Observer())
 
 
+def clocks() -> tuple[float, float]:
+    """Seconds on the wall and of processor time (of all threads together)."""
+    return time.perf_counter(), time.process_time()
+
+
+def durations(began: tuple[float, float], ended: tuple[float, float]) -> dict[str, float]:
+    """Seconds between two readings of the clocks."""
+    return {"seconds": ended[0] - began[0], "cpu_seconds": ended[1] - began[1]}
+
+
 # --- ftkit -----------------------------------------------------------------------------------------------------------
 
 
@@ -96,16 +106,17 @@ class Watch(Observer):
     """Notes when training began and ended, and the largest memory up to then."""
 
     def __init__(self) -> None:
-        self.began = self.ended = self.peak_mib = 0.0
+        self.began = self.ended = (0.0, 0.0)
+        self.total_steps, self.peak_mib = 0, 0.0
 
     def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
         """See Observer."""
-        self.total_steps, self.began = total_steps, time.perf_counter()
+        self.total_steps, self.began = total_steps, clocks()
 
     def step(self, event: StepEvent, *, tokens_per_second: float, seconds_left: float) -> None:
         """See Observer."""
         if event.step == self.total_steps:
-            self.ended, self.peak_mib = time.perf_counter(), peak_memory_mib()
+            self.ended, self.peak_mib = clocks(), peak_memory_mib()
 
 
 def measure_ftkit(request: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +126,7 @@ def measure_ftkit(request: dict[str, Any]) -> dict[str, Any]:
         results = ftkit.train(plan.recipe, output=Path(folder) / "run", observer=watch).results
     return {
         "steps": results["steps"],
-        "seconds": watch.ended - watch.began,
+        **durations(watch.began, watch.ended),
         "peak_memory_mib": watch.peak_mib,
         "trainable": results["parameters"]["trainable"],
         **{name: results["splits"]["test"]["metrics"][name] for name in METRICS},
@@ -225,16 +236,16 @@ def measure_trainer(request: dict[str, Any]) -> dict[str, Any]:
     prepared = Prepared(planned(request))
     model = reference_model(prepared)
     rows = {name: as_dataset(prepared.stores[name]) for name in ("train", "test")}
-    marks: dict[str, float] = {}
+    marks: dict[str, Any] = {}
 
     class Marks(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            marks["began"] = time.perf_counter()
+            marks["began"] = clocks()
 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            marks["ended"], marks["peak_mib"] = time.perf_counter(), peak_memory_mib()
+            marks["ended"], marks["peak_mib"] = clocks(), peak_memory_mib()
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -249,7 +260,7 @@ def measure_trainer(request: dict[str, Any]) -> dict[str, Any]:
     predictions, labels = found.predictions.argmax(-1), found.label_ids
     return {
         "steps": trainer.state.global_step,
-        "seconds": marks["ended"] - marks["began"],
+        **durations(marks["began"], marks["ended"]),
         "peak_memory_mib": marks["peak_mib"],
         "trainable": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
         "accuracy": float(accuracy_score(labels, predictions)),

@@ -125,9 +125,7 @@ def test_task_of_the_guide(tmp_path: Path, tiny_folder: Path, run: Callable[...,
     assert 1.0 <= predicted[0]["expected"] <= 5.0
 
 
-def test_row_that_does_not_fit_the_task_of_the_guide(
-    tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_row_that_does_not_fit_the_task_of_the_guide(tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plugin = printed_file("adding-a-task.md", "ordinal_regression.py", tmp_path)
     write_rows(tmp_path / "rows.jsonl", "stars", [1, 2, 3, 4, 7])
     recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, "{name: ordinal-regression, grades: 5}", "lora", "[merged]")

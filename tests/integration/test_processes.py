@@ -53,7 +53,9 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 SLOW = "{epochs: 5.0, batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 1e-3, checkpoint_every: {steps: 3}, evaluate_every: {steps: 7}}"
 
 
-def test_r2_kill_9_at_a_random_moment_then_resume_is_bit_exact(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+def test_r2_kill_9_at_a_random_moment_then_resume_is_bit_exact(
+    recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]
+) -> None:
     recipe = str(recipe_file(train=SLOW, method="full"))
     assert run(["train", recipe, "--output", str(tmp_path / "straight"), "--quiet"], environment).returncode == 0
     generator = random.Random(os.getpid())
@@ -210,7 +212,10 @@ if accelerator.num_processes > 1:
     script.write_text(code)
     environment = {**environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     outputs = []
-    for command in ([sys.executable, str(script)], [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)]):
+    for command in (
+        [sys.executable, str(script)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(script)],
+    ):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append([line.split() for line in done.stdout.splitlines() if line.startswith(("STEP", "TEST"))])

@@ -1,6 +1,6 @@
 """Proves an export: a new process loads it from disk as a user would and must compute the same logits.
 
-The new process is `python -m ftkit.export.verification REQUEST.json`; its answer lies beside the request.
+The new process is `python -m ftkit.exports.verification REQUEST.json`; its answer lies beside the request.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def verify(requests: Sequence[Request], inputs: dict[str, Any], expected: dict[s
         save_file({key: value.cpu().float().contiguous() for key, value in expected.items()}, folder / "expected.safetensors")
         question = {"requests": [asdict(request) for request in requests], "plugins": [str(path) for path in plugins]}
         write_json(folder / "request.json", question)
-        command = [sys.executable, "-m", "ftkit.export.verification", str(folder / "request.json")]
+        command = [sys.executable, "-m", "ftkit.exports.verification", str(folder / "request.json")]
         done = subprocess.run(command, capture_output=True, text=True, env=_environment(), stdin=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]

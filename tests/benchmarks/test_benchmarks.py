@@ -1,0 +1,157 @@
+"""The benchmark scripts on a tiny model: the two sides of a comparison do the same work, and results survive a kill."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.tiny import save_tiny
+
+SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
+LABELS = {"calm": "w1 w2 w3", "angry": "w11 w12 w13", "glad": "w21 w22 w23"}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A LoRA recipe on a tiny BERT and rows of uneven length."""
+    save_tiny(tmp_path / "bert", "bert")
+    generator = random.Random(0)
+    for name, count in {"train": 52, "validation": 8, "test": 24}.items():
+        rows = []
+        for number in range(count):
+            label = list(LABELS)[number % 3]
+            words = [f"w{generator.randrange(30, 41)}" for _ in range(generator.randrange(1, 12))]
+            words += generator.choices(LABELS[label].split(), k=3)
+            rows.append(json.dumps({"text": " ".join(words), "label": label}))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    path = tmp_path / "tiny.yaml"
+    keys = {
+        "model": str(tmp_path / "bert"),
+        "task": "text-classification",
+        "data": "{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}",
+        "method": "{name: lora, rank: 4}",
+        "train": "{epochs: 2, batch_size: 8, learning_rate: 1e-2, early_stopping: {patience: 1}}",
+        "export": "[adapter]",
+    }
+    path.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports a benchmark script by name."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return load
+
+
+def run(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "FTKIT_CACHE": str(folder / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPTS / name), *words, "--threads", "1", "--seeds", "1", "--output", str(folder / "out")]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
+
+
+def test_reference_compares_equal_work_and_resumes(recipe: Path, tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- results:reference-tiny -->\nold\n<!-- end:reference-tiny -->\nafter\n", encoding="utf-8")
+    words = ["--recipe", str(recipe), "--override", "data.leaks=off", "--write", str(document)]
+    done = run(tmp_path, "reference.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))
+
+    start = found["start"]
+    assert start["ftkit"]["loss"] == pytest.approx(start["trainer"]["loss"], abs=1e-5)
+    assert start["ftkit"]["gradient_norm"] == pytest.approx(start["trainer"]["gradient_norm"], rel=1e-5)
+    ours, theirs = found["seeds"][0]["ftkit"]["fp32"], found["seeds"][0]["trainer"]
+    assert ours["steps"] == theirs["steps"] == 2 * 7, "two epochs of 52 rows in batches of 8, without early stopping"
+    assert ours["trainable"] == theirs["trainable"] > 0
+    for side in (ours, theirs):
+        assert 0 < side["seconds"] < 60
+        assert 0 <= side["accuracy"] <= 1
+        assert 50 < side["peak_memory_mib"] < 4096
+    assert found["summary"]["fp32"]["ratios"]["seconds"] == [theirs["seconds"] / ours["seconds"]]
+    assert found["summary"]["fp32"]["metrics"]["accuracy"]["trainer_interval"] is None
+
+    page = document.read_text(encoding="utf-8")
+    assert page.startswith("before\n<!-- results:reference-tiny -->\n`python scripts/benchmarks/reference.py")
+    assert page.endswith("<!-- end:reference-tiny -->\nafter\n")
+    assert "old" not in page
+    assert f"{ours['accuracy']:.4f}" in page
+
+    # A process that was killed while it wrote its last line: that measurement alone is made again.
+    lines = (tmp_path / "out" / "tiny.jsonl").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "out" / "tiny.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:40]]), encoding="utf-8")
+    again = run(tmp_path, "reference.py", *words)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("measured before") == 2
+    repeated = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))["seeds"][0]
+    assert repeated["ftkit"]["fp32"] == ours, "taken from the file, times and all"
+    assert repeated["trainer"]["accuracy"] == theirs["accuracy"], "trained again from the same seed"
+
+
+def test_methods_makes_a_row_of_a_run(recipe: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "methods.py", str(recipe), "--override", "train.epochs=1")
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| tiny |")).split("|")
+    record = json.loads((tmp_path / "out" / "methods.jsonl").read_text(encoding="utf-8"))
+    assert row[2].strip() == "lora"
+    assert row[3].strip().startswith(f"{record['metrics']['accuracy']:.4f} [")
+    assert row[5].strip() == f"{100 * record['trainable'] / record['total']:.2f} %"
+    assert record["steps"] == 7
+    assert record["adapter_bytes"] > 4 * record["trainable"], "float32 weights and a header"
+
+
+def test_a_recipe_without_equal_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, "reference.py", "--recipe", str(recipe), "--override", "train.gradient_accumulation_steps=2")
+    assert done.returncode == 1
+    assert "train.gradient_accumulation_steps" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_document_without_place_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- end:methods --><!-- results:methods -->", encoding="utf-8")
+    done = run(tmp_path, "methods.py", str(recipe), "--write", str(tmp_path / "page.md"))
+    assert done.returncode == 1
+    assert "<!-- results:methods -->" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_interval_is_students(script: Any) -> None:
+    low, high = script("reference").t_interval([0.90, 0.92, 0.94])
+    reach = 4.302653 * statistics.stdev([0.90, 0.92, 0.94]) / 3**0.5
+    assert (low, high) == pytest.approx((0.92 - reach, 0.92 + reach), abs=1e-6)
+
+
+def test_mean_outside_the_interval_is_said(script: Any) -> None:
+    def side(accuracy: float, seconds: float) -> dict[str, float]:
+        return {"accuracy": accuracy, "f1_macro": 0.5, "seconds": seconds, "cpu_seconds": seconds, "peak_memory_mib": 100.0}
+
+    values = [(0.80, 0.90), (0.82, 0.91), (0.905, 0.92)]
+    seeds = [{"ftkit": {"fp32": side(ours, 2.0)}, "trainer": side(theirs, 3.0)} for ours, theirs in values]
+    found = script("reference").summary(seeds, "fp32")
+    assert found["metrics"]["accuracy"]["mean_within"] is False
+    assert found["metrics"]["accuracy"]["seeds_within"] == [False, False, True]
+    assert found["median_ratios"]["seconds"] == 1.5
+
+
+@pytest.mark.parametrize("name", ["trainable", "loss", "gradient_norm"])
+def test_sides_that_start_apart_are_refused(script: Any, name: str) -> None:
+    same = {"trainable": 10, "loss": 1.0, "gradient_norm": 2.0}
+    check = script("reference").check_start
+    check({"ftkit": same, "trainer": dict(same)})
+    with pytest.raises(SystemExit, match="do not start with the same model"):
+        check({"ftkit": {**same, name: same[name] * 1.01 + 1e-3}, "trainer": same})

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit.errors import RecipeError
+from ftkit.models.facts import ModelFacts
+from ftkit.recipe.expectations import parse_bound
+from ftkit.recipe.json_schema import recipe_schema
+from ftkit.recipe.load import parse_recipe
+from ftkit.recipe.plan import Plan, _flow, locate, make_plan, recipe_values
+from ftkit.recipe.reading import read_text
+from ftkit.registry import METHODS, TASKS
+
+FACTS = ModelFacts(
+    kind="encoder", model_type="bert", hidden_size=384, block_count=6, max_positions=512, vocab_size=30522, path=None
+)
+TEXT = """\
+model: m
+task: text-classification
+data: {train: a.csv, split: {validation: 0.1}}
+method: lora
+train: {early_stopping: {patience: 2}}
+"""
+
+
+def plan(text: str = TEXT, *overrides: str, gpu: bool = False, bf16: bool = False, facts: ModelFacts = FACTS) -> Plan:
+    return make_plan(parse_recipe(text, "r", overrides), facts, gpu=gpu, gpu_bf16=bf16)
+
+
+def autos(value: Any, path: str = "") -> set[str]:
+    if isinstance(value, dict):
+        return {found for key, item in value.items() for found in autos(item, f"{path}.{key}")}
+    if isinstance(value, list):
+        return {found for item in value for found in autos(item, path)}
+    return {path} if value == "auto" else set()
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_nothing_stays_auto_but_what_others_decide(method: str) -> None:
+    left = autos(recipe_values(plan(TEXT, f"method={method}").recipe))
+    assert left <= {".model.attention", ".data.train.format", ".data.split.stratify"}
+
+
+def test_every_filled_value_names_its_source() -> None:
+    found = plan()
+    assert found.sources["train.learning_rate"]
+    assert found.sources["train.early_stopping.metric"] == "train.best_metric"
+    assert all(source for source in found.sources.values())
+
+
+def test_a_plan_is_a_recipe_that_gives_the_same_plan() -> None:
+    first = plan()
+    text = first.to_yaml()
+    second = plan(text)
+    assert recipe_values(first.recipe) == recipe_values(second.recipe)
+    assert second.sources == {}
+    assert "# " + first.sources["train.learning_rate"] in text
+
+
+def test_precision_follows_the_machine() -> None:
+    assert plan().recipe.train.precision == "fp32"
+    assert plan(gpu=True, bf16=True).recipe.train.precision == "bf16"
+    with pytest.raises(RecipeError, match="fp16 needs a GPU"):
+        plan(TEXT, "train.precision=fp16")
+    assert plan(TEXT, "train.precision=fp16", gpu=True).recipe.train.precision == "fp16"
+
+
+def test_early_stopping_and_best_metric_agree() -> None:
+    watched = plan(TEXT, "train.early_stopping.metric=f1_macro").recipe.train
+    assert (watched.best_metric, watched.early_stopping.metric if watched.early_stopping else "") == ("f1_macro", "f1_macro")
+    loss = plan(TEXT, "train.best_metric=loss").recipe.train
+    assert loss.early_stopping is not None
+    assert (loss.early_stopping.metric, loss.early_stopping.mode) == ("loss", "min")
+
+
+def test_a_model_of_the_wrong_kind_is_refused() -> None:
+    vision = FACTS.__class__(**{**vars(FACTS), "kind": "vision", "model_type": "vit"})
+    with pytest.raises(RecipeError, match="vit is of the kind 'vision'; text-classification needs one of"):
+        plan(facts=vision)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        st.lists,
+        max_leaves=8,
+    )
+)
+def test_written_values_read_back_the_same(value: Any) -> None:
+    printable = json.loads(json.dumps(value))
+    text = f"a: {_flow(printable)}\n"
+    if any(ord(sign) in range(0x7F, 0xA0) or 0xD800 <= ord(sign) <= 0xDFFF or ord(sign) in (0xFFFE, 0xFFFF) for sign in text):
+        return
+    document = read_text(text, "r")
+    assert document.value == {"a": json.loads(json.dumps(value).replace("${", "$${"))} or document.value == {"a": printable}
+
+
+def test_locate_makes_existing_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    for name in ("here.csv", "recipes/there.csv", "a#b.csv"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    base = tmp_path / "recipes"
+    assert locate("here.csv", base) == str(tmp_path / "here.csv")
+    assert locate("there.csv", base) == str(base / "there.csv")
+    assert locate("there.csv#5", base) == str(base / "there.csv#5")
+    assert locate("a#b.csv", base) == str(tmp_path / "a#b.csv")
+    assert locate("*.csv", base) == "*.csv"
+    assert locate("recipes/*.csv", base) == str(tmp_path / "recipes/*.csv")
+    for text in ("package:x/y", "hub:a/b", "org/name", str(tmp_path / "here.csv")):
+        assert locate(text, base) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "holds"),
+    [
+        (">= 0.5", 0.5, True),
+        ("> 0.5", 0.5, False),
+        ("< 1e-3", 5e-4, True),
+        ("<=-1", -1.0, True),
+        (">= .5", None, False),
+        ("> 0", float("nan"), False),
+    ],
+)
+def test_bounds(text: str, value: float | None, holds: bool) -> None:
+    bound, wrong = parse_bound(text)
+    assert wrong == ""
+    assert bound is not None
+    assert bound.holds(value) is holds
+
+
+def test_json_schema_knows_every_component() -> None:
+    schema = recipe_schema()
+    json.dumps(schema, allow_nan=False)
+    for kind, registry in (("task", TASKS), ("method", METHODS)):
+        names, *forms = schema["properties"][kind]["anyOf"]
+        assert names["enum"] == registry.names()
+        assert {form["properties"]["name"]["const"] for form in forms} == set(registry.names())
+        assert all(form["additionalProperties"] is False for form in forms)
+    assert set(schema["required"]) == {"data", "method", "model", "task"}
