@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 
 # Read by the libraries when they are first imported; a value that the user has set stays.
 _SETTINGS = {
@@ -16,6 +17,7 @@ _SETTINGS = {
     # transformers' GGUF reader draws its bar with plain tqdm, which no switch of transformers reaches.
     "TQDM_DISABLE": "1",
 }
+_MODULES = (r"transformers\.", r"peft\.", r"accelerate\.")
 _LOGGERS = ("accelerate", "bitsandbytes", "huggingface_hub", "kernels", "peft")
 
 
@@ -27,6 +29,9 @@ def quiet_libraries() -> None:
     chosen = "TRANSFORMERS_VERBOSITY" in os.environ
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    # What the libraries plan to change concerns whoever calls them, which is ftkit.
+    for module in _MODULES:
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if "transformers" in sys.modules:

@@ -73,7 +73,8 @@ class TrainingSession:
         self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
         self._bare.to(accelerator.device)
         if recipe.train.compile:
-            self._bare.compile()
+            # Batches differ in length; shapes known only at run time save a compilation for each.
+            self._bare.compile(dynamic=True)
         self.model, self.optimizer = accelerator.prepare(self._bare, make_optimizer(groups, recipe.train))
         self.model.train()
         self.trainer = Trainer(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ftkit.errors import RecipeError
 from ftkit.models.layout import ModelLayout
 from ftkit.recipe.schema import GradualUnfreezingSpec
 
@@ -19,6 +20,8 @@ class _Frozen:
 class GradualUnfreezing:
     """Holds trainable parameters back by depth: the head trains from the start, blocks join from the top, embeddings last.
 
+    Raises RecipeError if nothing but the head trains.
+
     What trains at a moment is a pure function of how far the run is, so a resumed run needs no state of it.
     """
 
@@ -26,6 +29,9 @@ class GradualUnfreezing:
         self._spec, self._top = spec, len(layout.blocks) + 1
         trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._parameters = [_Frozen(parameter, layout.depth(name)) for name, parameter in trainable]
+        if all(held.depth == self._top for held in self._parameters):
+            message = "`train.gradual_unfreezing` has nothing to unfreeze: the method trains the head alone"
+            raise RecipeError(message, hint="Remove it, or choose a method that trains blocks")
 
     def update(self, *, step: int, epoch: float) -> int:
         """Sets what trains during the step after `step` finished ones; returns the lowest depth that does."""

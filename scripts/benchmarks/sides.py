@@ -15,6 +15,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ def planned(request: dict[str, Any]) -> Plan:
     ]
     plan = make_plan_here(ftkit.load_recipe(request["recipe"], settings))
     train, task = plan.recipe.train, plan.task()
+    options: Any = plan.recipe.task.options
     reasons = {
-        "task": plan.recipe.task.name != "text-classification" or plan.recipe.task.options.problem_type != "single_label",
+        "task": plan.recipe.task.name != "text-classification" or options.problem_type != "single_label",
         "task.metrics": not set(METRICS) <= {metric.name for metric in task.metrics()},
         "train.gradient_accumulation_steps": train.gradient_accumulation_steps != 1,
         "train.max_tokens": train.max_tokens is not None,
@@ -154,7 +156,7 @@ def _with_method(model: Any, name: str, options: Any) -> Any:
         return _with_lora(model, options)
     body = f"{model.base_model_prefix}."
     depth = model.config.num_hidden_layers
-    trains = {
+    trains: dict[str, Callable[[str], Any]] = {
         "full": lambda _: True,
         "linear-probe": lambda _: False,
         "bitfit": lambda parameter: parameter.endswith("bias"),
@@ -256,7 +258,7 @@ def measure_trainer(request: dict[str, Any]) -> dict[str, Any]:
             callbacks=[Marks()],
         )
         trainer.train()
-        found = trainer.predict(rows["test"])
+        found: Any = trainer.predict(rows["test"])
     predictions, labels = found.predictions.argmax(-1), found.label_ids
     return {
         "steps": trainer.state.global_step,
@@ -300,7 +302,11 @@ def _start_facts(model: Any, loss: Any) -> dict[str, Any]:
     return {"loss": float(loss.detach()), "gradient_norm": norm, "trainable": sum(weight.numel() for weight in trained)}
 
 
-KINDS = {"ftkit": measure_ftkit, "trainer": measure_trainer, "start": compare_start}
+KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "ftkit": measure_ftkit,
+    "trainer": measure_trainer,
+    "start": compare_start,
+}
 
 
 def main(request_file: str, result_file: str) -> None:

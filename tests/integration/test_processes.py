@@ -17,8 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.run.conftest import recipe_file, tiny_folder  # noqa: F401
-
 RecipeFile = Callable[..., Path]
 
 
@@ -50,7 +48,10 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / results["weights"] / "trainable.safetensors")
 
 
-SLOW = "{epochs: 5.0, batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 1e-3, checkpoint_every: {steps: 3}, evaluate_every: {steps: 7}}"
+SLOW = (
+    "{epochs: 5.0, batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 1e-3, "
+    "checkpoint_every: {steps: 3}, evaluate_every: {steps: 7}}"
+)
 
 
 def test_r2_kill_9_at_a_random_moment_then_resume_is_bit_exact(

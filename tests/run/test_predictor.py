@@ -162,5 +162,5 @@ def test_c17_an_export_that_computes_something_else_is_refused(
         return merged
 
     monkeypatch.setattr(module, "export_merged", damaged)
-    with pytest.raises(ExportError, match="differs from the trained model: logits by 0.5"):
+    with pytest.raises(ExportError, match=r"differs from the trained model: logits by 0\.5"):
         ftkit.export(run_folder, "merged", to=tmp_path / "merged")
