@@ -146,7 +146,9 @@ def reference_model(prepared: Prepared) -> Any:
     source = locate(recipe.model.name, recipe.origin.base)
     head = prepared.task.head().config
     torch.manual_seed(recipe.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(source or recipe.model.name, dtype=torch.float32, **head)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        source or recipe.model.name, dtype=torch.float32, ignore_mismatched_sizes=True, **head
+    )
     seed_everything(recipe.seed)
     return _with_method(model, recipe.method.name, recipe.method.options)
 

@@ -77,31 +77,38 @@ def write_recipe(path: Path, model: Path, task: str, method: str, export: str) -
     return path
 
 
-@pytest.mark.parametrize(
-    ("name", "method", "forms"),
-    [
-        ("layer_norm.py", "{name: layer-norm, biases: false}", ["merged"]),
-        ("activation_scaling.py", "activation-scaling", ["adapter", "merged"]),
-    ],
-)
-def test_methods_of_the_guide(
-    tmp_path: Path, tiny_folder: Path, run: Callable[..., Any], name: str, method: str, forms: list[str]
-) -> None:
-    plugin = printed_file("adding-a-method.md", name, tmp_path)
+def test_method_of_the_guide(tmp_path: Path, tiny_folder: Path, run: Callable[..., Any]) -> None:
+    plugin = printed_file("adding-a-method.md", "layer_norm.py", tmp_path)
     write_rows(tmp_path / "rows.jsonl", "label", ["calm", "angry", "glad"])
-    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, "text-classification", method, f"[{', '.join(forms)}]")
+    method = "{name: layer-norm, biases: false}"
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, "text-classification", method, "[merged]")
     results = run("train", recipe, "--plugin", plugin)
-    assert results["status"] == "completed"
-    assert sorted(results["exports"]) == forms
+    assert (results["status"], list(results["exports"])) == ("completed", ["merged"])
     assert 0 < results["parameters"]["trainable"] < results["parameters"]["total"] / 2
     predicted = run("predict", "runs/recipe", "--text", "w1 w2", "--plugin", plugin)["predictions"]
     assert predicted[0]["label"] in ("calm", "angry", "glad")
+
+
+def test_adapter_method_of_the_guide_with_the_task_of_the_other(tmp_path: Path, tiny_folder: Path, run: Callable[..., Any]) -> None:
+    plugins: list[object] = ["--plugin", printed_file("adding-a-method.md", "activation_scaling.py", tmp_path)]
+    plugins += ["--plugin", printed_file("adding-a-task.md", "ordinal_regression.py", tmp_path)]
+    write_rows(tmp_path / "rows.jsonl", "stars", [1, 2, 3, 4, 5])
+    task = "{name: ordinal-regression, grades: 5}"
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, task, "activation-scaling", "[adapter, merged]")
+    results = run("train", recipe, *plugins)
+    assert (results["status"], sorted(results["exports"])) == ("completed", ["adapter", "merged"])
+    assert 0 < results["parameters"]["groups"]["adapter"]["trainable"]
+    predicted = run("predict", "runs/recipe", "--text", "w1 w2", *plugins)["predictions"]
+    assert predicted[0]["grade"] in range(1, 6)
+    assert 1.0 <= predicted[0]["expected"] <= 5.0
 
 
 def test_option_of_the_method_of_the_guide(tmp_path: Path, tiny_folder: Path, run: Callable[..., Any]) -> None:
     plugin = printed_file("adding-a-method.md", "layer_norm.py", tmp_path)
     write_rows(tmp_path / "rows.jsonl", "label", ["calm", "angry", "glad"])
     recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, "text-classification", "layer-norm", "[merged]")
+    facts = run("methods", "layer-norm", "--plugin", plugin)["methods"][0]
+    assert facts["options"][0]["name"] == "biases"
     counts = [
         run("plan", recipe, f"method.biases={biases}", "--plugin", plugin)["parameters"]["groups"]["blocks"]["trainable"]
         for biases in ("true", "false")
@@ -109,20 +116,32 @@ def test_option_of_the_method_of_the_guide(tmp_path: Path, tiny_folder: Path, ru
     assert counts[0] == 2 * counts[1] > 0
 
 
-def test_task_of_the_guide(tmp_path: Path, tiny_folder: Path, run: Callable[..., Any]) -> None:
+def test_entry_point_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (GUIDES / "adding-a-method.md").read_text(encoding="utf-8")
+    group, name, module = re.search(r'entry-points\."(\S+)"\]\n(\S+) = "(\S+)"', guide).groups()  # type: ignore[union-attr]
+    package = tmp_path / module.partition(".")[0]
+    package.mkdir()
+    (package / "__init__.py").touch()
+    printed_file("adding-a-method.md", "layer_norm.py", package)
+    installed = tmp_path / "my_package-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n", encoding="utf-8")
+    (installed / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert name in registry.METHODS.names()
+    assert registry.METHODS.get(name).__module__ == module
+
+
+def test_task_of_the_guide_learns(tmp_path: Path, tiny_folder: Path, run: Callable[..., Any]) -> None:
     plugin = printed_file("adding-a-task.md", "ordinal_regression.py", tmp_path)
     write_rows(tmp_path / "rows.jsonl", "stars", [1, 2, 3, 4, 5])
     task = "{name: ordinal-regression, grades: 5, max_length: 16}"
-    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, task, "full", "[merged]")
+    recipe = write_recipe(tmp_path / "recipe.yaml", tiny_folder, task, "full", "[]")
     shown = run("inspect", recipe, "--rows", 1, "--plugin", plugin)
     assert shown["rows"][0]["tokens"][-1][1].startswith("grade: ")
-    results = run("train", recipe, "train.max_steps=40", "--plugin", plugin)
-    assert sorted(results["exports"]) == ["merged"]
+    results = run("train", recipe, "train.max_steps=100", "--plugin", plugin)
     assert results["splits"]["test"]["metrics"]["mae"] < 1.0, "guessing the middle grade is wrong by 1.2 on average"
     assert set(results["splits"]["test"]["metrics"]) == {"mae", "accuracy", "loss"}
-    predicted = run("predict", "runs/recipe", "--text", "w1 w2", "--plugin", plugin)["predictions"]
-    assert predicted[0]["grade"] in range(1, 6)
-    assert 1.0 <= predicted[0]["expected"] <= 5.0
 
 
 def test_row_that_does_not_fit_the_task_of_the_guide(tmp_path: Path, tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
