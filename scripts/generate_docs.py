@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fills the generated parts of docs/ from the code: recipe keys, options, methods, metrics, commands, exit codes.
+"""Fills the generated parts of docs/ and README from the code: recipe keys, options, methods, metrics, commands, recipes.
 
     scripts/generate_docs.py            rewrites what changed
     scripts/generate_docs.py --check    changes nothing; exits with 1 if something is stale
@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ftkit.cli.shipped import shipped_recipes
 from ftkit.errors import EXIT_CODES
 from ftkit.metrics.catalog import all_metrics
 from ftkit.models.facts import ModelFacts
@@ -30,7 +31,7 @@ from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Column
 
 DOCS = Path(__file__).parent.parent / "docs"
-_PART = re.compile(r"(<!-- generated: ([\w -]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
+_PART = re.compile(r"(<!-- generated: ([\w /-]+) -->\n).*?(<!-- end generated -->)", re.DOTALL)
 
 PAGE = "# {name}\n\n{summary}\n\n<!-- generated: {kind} {name} -->\n<!-- end generated -->\n"
 
@@ -44,7 +45,6 @@ EXAMPLES = {
     "encoder-decoder, width 768 (BART base)": ("encoder-decoder", "bart", 768, 12),
 }
 """Models whose defaults the pages list: kind, model type, width, blocks."""
-
 
 # --- parts -------------------------------------------------------------------------------------------------------------
 
@@ -66,14 +66,10 @@ def recipe_keys() -> str:
     return "\n\n".join([f"### The top level\n\n{_table(KEY_HEADER, top)}", *sections, sources])
 
 
-def method_options() -> str:
-    """The option table of every method."""
-    return "\n\n".join(f"### `method: {name}`\n\n{_options(METHODS.get(name))}" for name in METHODS.names())
-
-
-def task_options() -> str:
-    """The option table of every task."""
-    return "\n\n".join(f"### `task: {name}`\n\n{_options(TASKS.get(name))}" for name in TASKS.names())
+def options(kind: str) -> str:
+    """The option table of every task or method."""
+    registry: Any = METHODS if kind == "method" else TASKS
+    return "\n\n".join(f"### `{kind}: {name}`\n\n{_options(registry.get(name))}" for name in registry.names())
 
 
 def fallbacks() -> str:
@@ -158,10 +154,15 @@ def verb(name: str) -> str:
     return "\n".join(["```text", usage, "```", "", str(command.help).strip(), *(["", _table(["", ""], rows)] if rows else [])])
 
 
+def recipe(name: str) -> str:
+    """A shipped recipe without its head."""
+    lines = shipped_recipes()[name].read_text(encoding="utf-8").splitlines()
+    return "\n".join(["```yaml", *(line for line in lines if not line.startswith("#")), "```"])
+
+
 PARTS: dict[str, Callable[..., str]] = {
     "recipe-keys": recipe_keys,
-    "method-options": method_options,
-    "task-options": task_options,
+    "options": options,
     "fallbacks": fallbacks,
     "methods": methods,
     "method": method,
@@ -169,6 +170,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "metrics": metrics,
     "exit-codes": exit_codes,
     "verb": verb,
+    "recipe": recipe,
 }
 
 
@@ -368,7 +370,8 @@ def filled(text: str) -> str:
 
 def pages(docs: Path) -> dict[Path, str]:
     """Each page as it should be, by path; pages of new methods and tasks included."""
-    texts = {path: path.read_text(encoding="utf-8") for path in sorted(docs.rglob("*.md"))}
+    found = [path for path in (docs.parent / "README.md", *sorted(docs.rglob("*.md"))) if path.is_file()]
+    texts = {path: path.read_text(encoding="utf-8") for path in found}
     for kind, folder, registry in (("method", "methods", METHODS), ("task", "tasks", TASKS)):
         for name in registry.names():
             page = PAGE.format(name=name, kind=kind, summary=registry.get(name).summary)

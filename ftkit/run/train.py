@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from ftkit.data.splits import Splits, load_splits
-from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RunFolderError
+from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RecipeError, RunFolderError
 from ftkit.files import read_json, write_atomically, write_text
 from ftkit.models.load import trainable_report
 from ftkit.recipe.plan import Plan
@@ -65,6 +65,9 @@ def train(
     splits = load_splits(plan.recipe.data, task, recipe.origin.base)
     processor, key = prepare_processor(plan)
     accelerator = make_accelerator(plan.recipe.train.precision, trackers=list(plan.recipe.trackers), folder=path)
+    if accelerator.num_processes > 1:
+        message = f"started with {accelerator.num_processes} processes; this version of ftkit trains in one"
+        raise RecipeError(message, hint="Start it with `ftkit train`, without a launcher")
     lock = make_lock(plan, splits, key, world_size=accelerator.num_processes)
     with open_run_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.resumed:

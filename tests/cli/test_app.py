@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ def in_new_process(*arguments: str, **settings: Any) -> subprocess.CompletedProc
 
 
 def test_help_takes_less_than_half_a_second() -> None:
+    """Of processor time: on an idle machine that is the time a user waits, on a busy one it still is what ftkit costs."""
     best = 10.0
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert in_new_process("--help").returncode == 0
-        best = min(best, time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        best = min(best, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert best < 0.5
 
 

@@ -109,9 +109,3 @@ def test_yaml_of_the_pages_is_yaml() -> None:
         keys = [line.partition(":")[0] for line in text.splitlines() if re.match(r"\w", line)]
         for part in [text] if len(set(keys)) == len(keys) else text.splitlines():
             read_text(part, "page")
-
-
-def test_recipe_of_the_readme_is_the_shipped_one() -> None:
-    shipped = shipped_recipes()["text-classification/bbc-news-lora"].read_text(encoding="utf-8")
-    without_head = "".join(line for line in shipped.splitlines(keepends=True) if not line.startswith("#"))
-    assert without_head in list(blocks(ROOT / "README.md", "yaml"))

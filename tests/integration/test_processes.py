@@ -226,6 +226,17 @@ if accelerator.num_processes > 1:
         assert [float(value) for value in first[1:]] == pytest.approx([float(value) for value in second[1:]], rel=1e-4, abs=1e-6)
 
 
+def test_several_processes_are_refused_not_run_twice(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "ftkit", "train", str(recipe_file())]
+    environment = {**environment, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode != 0
+    assert "started with 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 PLUGIN_METHOD = '''
 from ftkit.methods.base import Capabilities, Default, Method
 

@@ -93,6 +93,17 @@ def test_c23_evaluations_do_not_change_training(recipe_file: RecipeFile, tmp_pat
     assert losses[0] == losses[1]
 
 
+def test_c23_dropout_is_on_in_training_and_off_in_evaluation(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    path = recipe_file(method="full", train="{max_steps: 4, batch_size: 4, learning_rate: 1e-20, evaluate_every: {steps: 1}}")
+    (tmp_path / "train.jsonl").write_text('{"text": "w1 w2", "label": "calm"}\n{"text": "w1 w2", "label": "glad"}\n' * 2)
+    (tmp_path / "same.jsonl").write_text('{"text": "w3", "label": "calm"}\n' * 3)
+    recipe = ftkit.load_recipe(path, ["data.validation=same.jsonl", "data.test=same.jsonl"])
+    ftkit.train(recipe, output=tmp_path / "run")
+    found = lines(tmp_path / "run")
+    assert len({line["loss"] for line in found if line["type"] == "step"}) == 4
+    assert len({line["metrics"]["loss"] for line in found if line["type"] == "evaluation"}) == 1
+
+
 class Killed(BaseException):
     """Stands for a process that is gone: nothing in ftkit handles it."""
 
