@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ftkit.registry import METHODS, PLUGIN_FILES, TASKS
 from tests.tiny import save_tiny
 
 LABELS = {"calm": "w1 w2 w3", "angry": "w11 w12 w13", "glad": "w21 w22 w23"}
@@ -31,6 +32,16 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "bert"
     save_tiny(folder, "bert")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def own_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test loads as a plug-in is gone after it."""
+    for registry in (METHODS, TASKS):
+        monkeypatch.setattr(registry, "_plugins", dict(registry._plugins))
+    before = list(PLUGIN_FILES)
+    yield
+    PLUGIN_FILES[:] = before
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args
@@ -38,6 +39,34 @@ def check(
         return model.model_validate(value), []
     except ValidationError as error:
         return None, list(_problems(error, model, value, document, at, moved))
+
+
+def sound_part(model: type[M], value: Any) -> M | None:
+    """An instance of `model` made of what is right in `value`, the rest left at its default; None if that is not enough.
+
+    Lets rules across keys be checked, and reported, beside problems of single keys.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        wrong = {_real_path(detail["loc"], value, detail["type"]) for detail in error.errors(include_url=False)}
+    kept = copy.deepcopy(value)
+    for path in wrong:
+        _remove(kept, path)
+    try:
+        return model.model_validate(kept)
+    except ValidationError:
+        return None
+
+
+def _remove(value: Any, path: KeyPath) -> None:
+    for part in path[:-1]:
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            return
+    if path and isinstance(value, dict):
+        value.pop(path[-1], None)
 
 
 def _problems(

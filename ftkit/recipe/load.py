@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import Problem, RecipeError
-from ftkit.recipe.checking import check, key_homes
+from ftkit.recipe.checking import check, key_homes, sound_part
 from ftkit.recipe.expectations import parse_bound
 from ftkit.recipe.overriding import apply_overrides, resolve_references
 from ftkit.recipe.reading import Document, dotted, read_file, read_text
@@ -56,8 +56,8 @@ def _checked(document: Document, origin: Origin) -> Recipe:
     rest = {key: value for key, value in document.value.items() if key not in COMPONENTS}
     body, found = check(RecipeBody, rest, document, (), homes)
     problems += [_with_component_names(problem) for problem in found]
-    if body is not None:
-        problems += _across_keys(body, components, document)
+    if (sound := body or sound_part(RecipeBody, rest)) is not None:
+        problems += _across_keys(sound, components, document)
     if problems or body is None:
         raise RecipeError(sorted(problems, key=_position))
     fields = {name: getattr(body, name) for name in RecipeBody.model_fields}

@@ -68,7 +68,10 @@ class SourceSpec(Strict):
     weight: float = Field(
         1.0, gt=0, description="How often each row is seen in an epoch: 2 is twice, 0.5 is a fresh half of the rows in each epoch."
     )
-    encoding: str = Field("utf-8", description="Character encoding of text formats.")
+    encoding: str = Field(
+        "utf-8",
+        description="Character encoding of text formats; several by comma are tried in turn: `utf-8,latin-1`.",
+    )
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="Field separator of csv files.")
     revision: str | None = Field(None, description="Commit, tag or branch of a hub data set.")
     config: str | None = Field(None, description="Configuration name of a hub data set.")
@@ -114,8 +117,8 @@ class DataSpec(Strict):
 class Every(Strict):
     """A distance: in epochs (fractions allowed) or in optimizer steps."""
 
-    epochs: float | None = Field(None, gt=0)
-    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0, description="Passes over the training rows; fractions allowed.")
+    steps: int | None = Field(None, ge=1, description="Optimizer steps.")
 
     @classmethod
     def of_epochs(cls, epochs: float) -> Every:
@@ -164,9 +167,9 @@ class TrainSpec(Strict):
     weight_decay: Annotated[float, Field(ge=0)] | Auto = Field(
         "auto", description="Decoupled weight decay; never on biases and norms."
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the running mean of gradients.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the running mean of squared gradients.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="Added to the denominator of the update.")
     momentum: float = Field(0.0, ge=0, lt=1, description="Momentum of sgd.")
     schedule: Literal["linear", "cosine", "constant", "inverse_sqrt"] = Field("linear", description="Learning rate after warm-up.")
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] | Auto = Field(

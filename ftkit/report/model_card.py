@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ftkit.paths import PACKAGE_PREFIX
 from ftkit.recipe.plan import Plan
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Task
@@ -88,12 +89,18 @@ def _loading(plan: Plan, results: Mapping[str, Any], task: Task) -> list[str]:
     if "adapter" in results["exports"]:
         labels = ", ".join(f"{key}={value!r}" for key, value in head.config.items() if key == "num_labels")
         lines += [
-            "The adapter needs the base model and PEFT:", "", "```python", "import ftkit.tuners  # registers tuners that PEFT lacks",
+            "The adapter needs the base model and PEFT:", "", "```python",
+            "import ftkit.paths, ftkit.tuners  # registers the tuners that PEFT lacks",
             "from peft import PeftModel", f"from transformers import {head.auto_class}", "",
-            f'base = {head.auto_class}.from_pretrained("{plan.recipe.model.name}"{", " + labels if labels else ""})',
+            f"base = {head.auto_class}.from_pretrained({_base(plan.recipe.model.name)}{', ' + labels if labels else ''})",
             f'model = PeftModel.from_pretrained(base, "{results["exports"]["adapter"]["path"]}")', "```", "",
         ]  # fmt: skip
     return lines
+
+
+def _base(name: str) -> str:
+    """Python text for the base model's place: transformers knows folders and hub ids, not `package:`."""
+    return f'ftkit.paths.resolve_package("{name}")' if name.startswith(PACKAGE_PREFIX) else f'"{name}"'
 
 
 def _method(plan: Plan) -> list[str]:

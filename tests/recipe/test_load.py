@@ -60,6 +60,16 @@ def test_every_problem_is_reported_with_its_place() -> None:
     assert found == expected
 
 
+def test_rules_across_keys_are_reported_beside_problems_of_single_keys() -> None:
+    found = problems(
+        method="full", export="[adapter]", train="{batchsize: 3, epochs: x, early_stopping: {metric: acuracy, pateince: 1}}"
+    )
+    text = "\n".join(found)
+    for part in ("'batchsize'", "train.epochs", "'pateince'", "no separate adapter", "unknown metric 'acuracy'"):
+        assert part in text
+    assert len(found) == 5
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
