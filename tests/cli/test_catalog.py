@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ftkit.cli.catalog import type_text
 from ftkit.cli.shipped import shipped_recipes
+from ftkit.recipe.reading import read_file
 from ftkit.registry import METHODS, TASKS
 from tests.cli.conftest import Run, strict_json
 
@@ -95,7 +95,7 @@ def test_the_schema_takes_every_shipped_recipe_and_no_misspelt_one(ftkit: Run, r
     recipes = [recipe, *shipped_recipes().values()]
     assert len(recipes) > 1
     for path in recipes:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = read_file(path).value
         assert fits(value, schema, schema), path
         for section in ("", "train", "data"):
             wrong = copy.deepcopy(value)
