@@ -36,6 +36,8 @@ def guarded(command: Callable[[], int], *, as_json: bool) -> int:
     except BrokenPipeError:
         abandon_standard_output()
         return BROKEN_PIPE
+    except OSError as error:
+        return _report("FileSystemError", [_file_system_problem(error)], USAGE_ERROR, as_json)
     except Exception as error:
         return _report("InternalError", [_internal_problem(error)], 1, as_json)
 
@@ -91,6 +93,13 @@ def _usage_problem(error: Exception) -> Problem:
     path = context.command_path if context is not None else "ftkit"
     message: str = error.format_message()  # type: ignore[attr-defined]
     return Problem(message=message.rstrip(".").removeprefix("Invalid value: "), place="command line", hint=f"See `{path} --help`")
+
+
+def _file_system_problem(error: OSError) -> Problem:
+    """What the file system refused: a full disk, a folder where a file should be, a missing permission."""
+    place = str(error.filename2 or error.filename or "")
+    hint = "Check the path, its permissions and the free space"
+    return Problem(message=f"the file system refused: {error.strerror or error}", place=place, hint=hint)
 
 
 def _internal_problem(error: Exception) -> Problem:

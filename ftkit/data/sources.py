@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,6 +59,10 @@ APPLIES_TO = {
 DEFAULTS = {"delimiter": None, "encoding": "utf-8", "revision": None, "config": None, "split": None}
 
 
+MAX_COUNT_DIGITS = 18
+"""Digits of a row count after `#`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What a path stands for: local files, or the id of a hub data set; and how many rows to draw."""
@@ -104,7 +109,7 @@ def locate(spec: SourceSpec, base: Path) -> Found:
     """
     plain, marked, count = spec.path.rpartition("#")
     attempts: list[tuple[str, int | None]] = [(spec.path, None)]
-    if marked and count.isdigit() and plain:
+    if marked and count.isdecimal() and len(count) <= MAX_COUNT_DIGITS and plain:
         attempts.append((plain, int(count)))
     is_hub = spec.format == "hub" or spec.path.startswith(HUB_PREFIX)
     for path, sample in attempts if not is_hub else ():
@@ -128,8 +133,10 @@ def _existing(text: str, base: Path) -> list[Path]:
         return _in_package(text)
     for root in (Path.cwd(), base):
         path = root / Path(text).expanduser()
-        if path.exists():
-            return [path]
+        # A name that the file system cannot even look up (too long, a NUL) is the name of nothing.
+        with suppress(OSError, ValueError):
+            if path.exists():
+                return [path]
     for root in (Path.cwd(), base):
         if files := _matches(str(root / Path(text).expanduser())):
             return files

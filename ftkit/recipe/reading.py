@@ -19,6 +19,8 @@ from ftkit.errors import Problem, RecipeError
 MAX_BYTES = 1_000_000
 MAX_NODES = 20_000
 MAX_DEPTH = 32
+MAX_DIGITS = 40
+"""A longer whole number is no setting of anything; it stays text and fails its type check."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -64,9 +66,9 @@ def scalar(text: str) -> Any:
     if _FALSE.match(text):
         return False
     if _INT.match(text):
-        return int(text) if len(text) <= 40 else text
+        return int(text) if len(text) <= MAX_DIGITS else text
     if _OCTAL.match(text) or _HEX.match(text):
-        return int(text, 0)
+        return int(text, 0) if len(text) <= MAX_DIGITS else text
     if _FLOAT.match(text):
         return float(text)
     if _SPECIAL_FLOAT.match(text):

@@ -105,7 +105,7 @@ class DataSpec(Strict):
     validation: Sources | None = Field(None, description="Validation rows; evaluated during training.")
     test: Sources | None = Field(None, description="Test rows; evaluated once, after training.")
     split: SplitSpec | None = Field(None, description="Make validation and test rows out of the training source.")
-    columns: dict[str, str | list[str]] = Field(
+    columns: dict[str, str | Annotated[list[str], Field(min_length=1)]] = Field(
         default_factory=dict, description="Which column of the data holds what the task needs: {task column: data column}."
     )
     leaks: Literal["warn", "error", "drop", "off"] = Field(
@@ -117,7 +117,7 @@ class DataSpec(Strict):
 class Every(Strict):
     """A distance: in epochs (fractions allowed) or in optimizer steps."""
 
-    epochs: float | None = Field(None, gt=0, description="Passes over the training rows; fractions allowed.")
+    epochs: float | None = Field(None, ge=1e-6, le=1e6, description="Passes over the training rows; fractions allowed.")
     steps: int | None = Field(None, ge=1, description="Optimizer steps.")
 
     @classmethod
@@ -151,7 +151,7 @@ class GradualUnfreezingSpec(Strict):
 class TrainSpec(Strict):
     """The training loop."""
 
-    epochs: Annotated[float, Field(gt=0)] | Auto = Field("auto", description="Passes over the training rows.")
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | Auto = Field("auto", description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever `epochs` says.")
     batch_size: int = Field(32, ge=1, description="Examples in one forward pass of one process.")
     eval_batch_size: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="auto: twice `batch_size`.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -57,7 +58,10 @@ class RunFolder:
 
     def results(self) -> dict[str, Any] | None:
         """The content of results.json, None if there is none yet."""
-        return read_json(self.path / RESULTS) if (self.path / RESULTS).is_file() else None
+        if not (self.path / RESULTS).exists():
+            return None
+        with readable(self.path / RESULTS):
+            return dict(read_json(self.path / RESULTS))
 
 
 def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
@@ -160,8 +164,13 @@ def read_run(path: Path) -> Path:
     raise _refused(path, "there is no such folder", f"Runs here: {', '.join(near[:8])}" if near else "Train one with `ftkit train`")
 
 
-def free_bytes(path: Path) -> int:
-    """Free bytes on the file system of `path` or of its nearest existing parent."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turns what goes wrong while reading a file of a run into a RunFolderError that names the file."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not what ftkit wrote: {type(error).__name__}"
+        raise _refused(
+            file, f"cannot be read ({reason})", "Restore the file from a copy, or train again with --overwrite"
+        ) from error

@@ -23,13 +23,15 @@ from ftkit.models.trainable import load_trainable
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import SourceSpec
-from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, read_run
+from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
 from ftkit.run.wiring import Prepared, encode_rows, make_accelerator, prepare_model, prepare_processor
 from ftkit.tasks.base import Task
 from ftkit.training.checkpoint import open_checkpoint
 from ftkit.training.evaluation import evaluate, predict_features
+
+MAX_BATCH_SIZE = 1_000_000
 
 
 class Predictor:
@@ -62,7 +64,7 @@ class Predictor:
 
         Reads as many rows at a time as one batch holds. Raises DataError for a row that the task cannot use.
         """
-        size = batch_size or int(self.plan.recipe.train.eval_batch_size)
+        size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), MAX_BATCH_SIZE)
         rows, start = iter(rows), 1
         while chunk := list(islice(rows, size)):
             table = self._table(table_from_rows(chunk, "input", first_row=start))
@@ -127,12 +129,15 @@ def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
     quiet_libraries()
     folder = read_run(run)
     results = _finished_results(folder)
-    recipe = parse_recipe((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN), base=folder)
+    with readable(folder / PLAN):
+        text = (folder / PLAN).read_text(encoding="utf-8")
+    recipe = parse_recipe(text, str(folder / PLAN), base=folder)
     plan = make_plan_here(recipe, read_facts(recipe.model, folder))
     _refuse_another_base(folder, plan)
     task = plan.task()
     task.allow_code = allow_code
-    task.restore(read_json(folder / TASK)["state"])
+    with readable(folder / TASK):
+        task.restore(read_json(folder / TASK)["state"])
     processor, key = prepare_processor(plan)
     prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
     load_trainable(prepared.model, open_checkpoint(folder / results["weights"]).tensors("trainable"), strict=True)
@@ -156,16 +161,19 @@ def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
 
 
 def _finished_results(folder: Path) -> dict[str, Any]:
-    results = read_json(folder / RESULTS) if (folder / RESULTS).is_file() else {"status": "unknown"}
-    if "weights" not in results:
-        message = f"the run is not finished (status: {results['status']})"
+    with readable(folder / RESULTS):
+        results = dict(read_json(folder / RESULTS)) if (folder / RESULTS).exists() else {"status": "unknown"}
+        status = results["status"]
+    if not isinstance(results.get("weights"), str):
+        message = f"the run is not finished (status: {status})"
         raise RunFolderError(Problem(message=message, place=str(folder), hint="Continue it with `ftkit train ... --resume`"))
     return results
 
 
 def _refuse_another_base(folder: Path, plan: Plan) -> None:
-    recorded, found = read_json(folder / LOCK)["model_files"], hash_model(plan.facts)
-    changed = sorted(name for name in recorded if recorded[name] != found.get(name))
+    found = hash_model(plan.facts)
+    with readable(folder / LOCK):
+        changed = sorted(name for name, digest in read_json(folder / LOCK)["model_files"].items() if digest != found.get(name))
     if changed:
         message = f"the base model is not the one this run was trained on: {', '.join(changed)} changed"
         raise ModelError(Problem(message=message, place=plan.recipe.model.name, hint="Restore the base model, or train again"))

@@ -22,7 +22,20 @@ from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Recipe
 from ftkit.report.model_card import model_card
 from ftkit.run.exporting import export_all, probe_inputs
-from ftkit.run.folder import CARD, LOCK, LOG, PLAN, PROBE, RECIPE, RESULTS, TASK, RunFolder, check_run_folder, open_run_folder
+from ftkit.run.folder import (
+    CARD,
+    LOCK,
+    LOG,
+    PLAN,
+    PROBE,
+    RECIPE,
+    RESULTS,
+    TASK,
+    RunFolder,
+    check_run_folder,
+    open_run_folder,
+    readable,
+)
 from ftkit.run.lockfile import differences, make_lock
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.planning import make_plan_here
@@ -72,7 +85,7 @@ def train(
     with open_run_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.resumed:
             _refuse_another_run(folder, lock)
-            if (done := folder.results()) and done["status"] in FINISHED:
+            if (done := folder.results()) and done.get("status") in FINISHED:
                 watching.note(f"this run is already finished ({done['status']}); nothing was done")
                 return RunResult(path, done, int(done["exit_code"]))
         run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator)
@@ -81,9 +94,9 @@ def train(
 
 def _refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
     path = folder.path / LOCK
-    if not path.is_file():
-        return
-    if found := differences(read_json(path), lock):
+    with readable(path):
+        found = differences(read_json(path), lock)
+    if found:
         raise RunFolderError(
             Problem(
                 message=f"cannot be continued: not the same as when it began: {', '.join(found)}",
@@ -227,7 +240,7 @@ class _Run:
                     self._record("out_of_memory", memory.exit_code, str(memory))
                     raise memory from error
                 logging.getLogger("ftkit").error("internal error\n%s", traceback.format_exc())
-                self._record("failed", 1, f"{type(error).__name__}: {error}")
+                self._record("failed", 2 if isinstance(error, OSError) else 1, f"{type(error).__name__}: {error}")
                 raise
 
     def _record(self, status: str, exit_code: int, text: str) -> None:

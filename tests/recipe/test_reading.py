@@ -31,6 +31,8 @@ from ftkit.recipe.reading import MAX_BYTES, dotted, read_file, read_text, scalar
         ("2026-01-02", "2026-01-02"),
         ("1:30", "1:30"),
         ("1_000", "1_000"),
+        ("9" * 5000, "9" * 5000),
+        ("0x" + "f" * 5000, "0x" + "f" * 5000),
     ],
 )
 def test_scalars_follow_yaml_1_2(text: str, value: object) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ftkit
-from ftkit.errors import DataError, ExportError, ModelError, RecipeError, RunFolderError
+from ftkit.errors import DataError, ExportError, FtkitError, ModelError, RecipeError, RunFolderError
 
 RecipeFile = Callable[..., Path]
 
@@ -107,6 +107,21 @@ def test_folders_that_are_no_finished_run(run_folder: Path, tmp_path: Path) -> N
     (run_folder / "results.json").write_text(json.dumps({**unfinished, "status": "interrupted"}))
     with pytest.raises(RunFolderError, match=r"not finished \(status: interrupted\).*--resume"):
         ftkit.load(run_folder)
+
+
+@pytest.mark.parametrize("name", ["results.json", "plan.yaml", "lock.json", "task.json"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "list", "folder"])
+def test_damaged_run_files_are_named(run_folder: Path, name: str, damage: str) -> None:
+    file = run_folder / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "folder":
+        file.mkdir()
+    else:
+        file.write_bytes({"truncate": content[: len(content) // 3], "garbage": b"\xff\xfe\x00", "list": b"[1, 2]"}[damage])
+    with pytest.raises(FtkitError, match=name) as caught:
+        ftkit.load(run_folder)
+    assert caught.value.exit_code == 2
 
 
 def test_a_run_can_be_moved(run_folder: Path, tmp_path: Path) -> None:

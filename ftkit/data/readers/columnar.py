@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ def read_parquet(file: SourceFile) -> Table:
         with file.builder("row") as builder, pq.ParquetFile(file.path) as parquet:
             schema = parquet.schema_arrow
             names = builder.note_columns(schema.names)
+            _refuse_doubled_columns(file, schema.names)
             for batch in parquet.iter_batches(batch_size=8192, columns=names):
+                batch.validate(full=True)
                 builder.add_batch(with_class_names(batch, schema.metadata))
             return builder.finish()
     except (pa.ArrowException, OSError) as error:
@@ -42,6 +44,10 @@ def read_arrow(file: SourceFile) -> Table:
         paths = [file.path]
     try:
         batches = [batch for path in paths for batch in map_batches(path)]
+        for batch in batches:
+            _refuse_doubled_columns(file, batch.schema.names)
+            # Damaged offsets would otherwise be read outside the file.
+            batch.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, "Arrow", error) from error
     return read_batches(file, batches)
@@ -98,6 +104,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(Problem(message=f"cannot be read: {error}", place=str(path))) from error
+
+
+def _refuse_doubled_columns(file: SourceFile, names: Sequence[str]) -> None:
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled:
+        raise DataError(
+            Problem(message=f"has more than one column {doubled[0]!r}", place=file.label, hint="Rename or drop all but one")
+        )
 
 
 def _damaged(file: SourceFile, kind: str, error: Exception) -> DataError:

@@ -39,9 +39,10 @@ def read(file: SourceFile) -> Table:
 def _parsed(file: SourceFile, number: int, line: str, problems: Problems) -> dict[str, Any] | None:
     try:
         row = json.loads(line.rstrip("\r\n"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Besides bad syntax, a ValueError is a whole number of thousands of digits.
         column = error.colno if isinstance(error, json.JSONDecodeError) else 1
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        reason = getattr(error, "msg", "nested too deeply" if isinstance(error, RecursionError) else "a number is too long")
         problems.add(Problem(message=f"invalid JSON: {reason}", place=f"{file.label}:{number}:{column}", hint=_hint(line, number)))
         return None
     if isinstance(row, dict):

@@ -85,9 +85,9 @@ def decode(data: bytes, encodings: Sequence[str], label: str, line: int = 1) -> 
 
 def _known_encoding(name: str) -> str:
     try:
-        "".encode(name)
+        "a".encode(name)
         return codecs.lookup(name).name
-    except LookupError as error:
+    except (LookupError, ValueError, TypeError) as error:
         message = f"unknown encoding {name!r}"
         raise DataError(Problem(message=message, key="encoding", hint="Usual ones: utf-8, latin-1, cp1252, utf-16.")) from error
 
