@@ -88,7 +88,8 @@ def test_signals_end_with_their_code_and_a_checkpoint(
 ) -> None:
     recipe = recipe_file(train="{epochs: 500.0, batch_size: 4, evaluate_every: {steps: 100000}, checkpoint_every: {steps: 100000}}")
     process = ftkit_process(["train", str(recipe), "--output", str(tmp_path / "run")], environment)
-    while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
         time.sleep(0.01)
     process.send_signal(number)
     _, error = process.communicate(timeout=60)
