@@ -9,7 +9,6 @@ DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353; PiSSA, Meng et al. 2024
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, block_numbers, range_refusal
+from ftkit.patterns import check_pattern, matching
 from ftkit.recipe.schema import Auto, Strict
 
 if TYPE_CHECKING:
@@ -33,10 +33,8 @@ REGEX = "re:"
 
 def _patterns_compile(targets: list[str]) -> list[str]:
     for target in targets:
-        try:
-            re.compile(target.removeprefix(REGEX) if target.startswith(REGEX) else "")
-        except re.error as error:
-            raise ValueError(f"{target!r} is not a regular expression: {error}") from None
+        if target.startswith(REGEX):
+            check_pattern(target.removeprefix(REGEX))
     return targets
 
 
@@ -122,8 +120,8 @@ class LoRA(AdapterMethod):
         return "Biderman et al. 2024 (LoRA Learns Less and Forgets Less): alpha = 2 rank"
 
     def refusal(self, facts: ModelFacts) -> str:
-        if self.options.init == "pissa" and 0 < facts.hidden_size < self.options.rank:
-            return f"init: pissa needs a rank of at most {facts.hidden_size}, the width of the model, not {self.options.rank}"
+        if 0 < facts.hidden_size < self.options.rank:
+            return f"rank is {self.options.rank}, but in a model of width {facts.hidden_size} no update has a rank above that"
         return range_refusal(self.options.blocks, facts.block_count) if self.options.blocks is not None else ""
 
     def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
@@ -205,7 +203,7 @@ class LoRA(AdapterMethod):
 
 def _matches(target: str, layout: ModelLayout, linears: list[str]) -> list[str]:
     if target.startswith(REGEX):
-        return [path for path in linears if re.fullmatch(target.removeprefix(REGEX), path)]
+        return matching(target.removeprefix(REGEX), linears, whole=True, key="method.targets")
     if target in ROLES:
         # A model that computes query, key and value in one layer has that layer in all three roles.
         return layout.linears(target) or (layout.linears(FUSED[target]) if target in FUSED else [])

@@ -8,7 +8,6 @@ https://arxiv.org/abs/1911.03090
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import ceil
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +24,7 @@ from ftkit.methods.base import (
     range_refusal,
     weight_training_defaults,
 )
+from ftkit.patterns import check_pattern, matching
 from ftkit.recipe.schema import Auto, Strict
 
 if TYPE_CHECKING:
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
 
     from ftkit.models.facts import ModelFacts
     from ftkit.models.layout import ModelLayout
-
-
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-    return pattern
 
 
 class Options(Strict):
@@ -53,7 +45,7 @@ class Options(Strict):
         None,
         description="Instead of `top_blocks`: block numbers and ranges, `[0-3, 10]`, from 0; decoder blocks follow encoder blocks.",
     )
-    pattern: Annotated[str, Field(min_length=1), AfterValidator(_compiles)] | None = Field(
+    pattern: Annotated[str, Field(min_length=1), AfterValidator(check_pattern)] | None = Field(
         None, description="Instead of `top_blocks`: regular expression found in the names of the parameters to train."
     )
     embeddings: bool = Field(False, description="Train the embeddings, too.")
@@ -135,7 +127,7 @@ class Partial(Method):
     def _matching(self, layout: ModelLayout) -> set[str]:
         from ftkit.errors import ModelError
 
-        names = {name for name in _parameter_names(layout) if re.search(self.options.pattern, name)}
+        names = set(matching(self.options.pattern, _parameter_names(layout), whole=False, key="method.pattern"))
         if not names:
             some = ", ".join(_parameter_names(layout)[:: max(1, len(_parameter_names(layout)) // 5)][:5])
             raise ModelError(f"method.pattern: no parameter matches {self.options.pattern!r}", hint=f"Some names: {some}")

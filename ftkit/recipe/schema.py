@@ -15,6 +15,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 
 Auto = Literal["auto"]
 
+LARGEST_BATCH = 2**20
+"""Rows; more is a slip of the pen."""
+
 
 class Strict(BaseModel):
     """A mapping whose every key is known and whose every value has the stated type."""
@@ -153,12 +156,17 @@ class TrainSpec(Strict):
 
     epochs: Annotated[float, Field(gt=0, le=1e6)] | Auto = Field("auto", description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever `epochs` says.")
-    batch_size: int = Field(32, ge=1, description="Examples in one forward pass of one process.")
-    eval_batch_size: Annotated[int, Field(ge=1)] | Auto = Field("auto", description="auto: twice `batch_size`.")
+    batch_size: int = Field(32, ge=1, le=LARGEST_BATCH, description="Examples in one forward pass of one process.")
+    eval_batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] | Auto = Field("auto", description="auto: twice `batch_size`.")
     max_tokens: int | None = Field(
-        None, ge=1, description="Tokens (with padding) in one forward pass; batches hold as many rows as fit, `batch_size` at most."
+        None,
+        ge=1,
+        le=2**31 - 1,
+        description="Tokens (with padding) in one forward pass: as many rows as fit, `batch_size` at most.",
     )
-    gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes of one process for one optimizer step.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=LARGEST_BATCH, description="Forward passes of one process for one optimizer step."
+    )
     bucket_by_length: bool = Field(
         True, description="Put rows of similar length into one batch; the order stays random across batches."
     )

@@ -22,7 +22,7 @@ from ftkit.models.quiet import quiet_libraries
 from ftkit.models.trainable import load_trainable
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import Plan
-from ftkit.recipe.schema import SourceSpec
+from ftkit.recipe.schema import LARGEST_BATCH, SourceSpec
 from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
@@ -30,8 +30,6 @@ from ftkit.run.wiring import Prepared, encode_rows, make_accelerator, prepare_mo
 from ftkit.tasks.base import Task
 from ftkit.training.checkpoint import open_checkpoint
 from ftkit.training.evaluation import evaluate, predict_features
-
-MAX_BATCH_SIZE = 1_000_000
 
 
 class Predictor:
@@ -64,7 +62,7 @@ class Predictor:
 
         Reads as many rows at a time as one batch holds. Raises DataError for a row that the task cannot use.
         """
-        size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), MAX_BATCH_SIZE)
+        size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
         rows, start = iter(rows), 1
         while chunk := list(islice(rows, size)):
             table = self._table(table_from_rows(chunk, "input", first_row=start))

@@ -167,8 +167,8 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_what_the_facts_rule_out_is_refused_early() -> None:
     assert "no block 7" in LoRA(Options(blocks=[7])).refusal(facts_of("bert"))
-    assert "rank of at most 16" in LoRA(Options(init="pissa", rank=32)).refusal(facts_of("bert"))
-    assert LoRA(Options(rank=32)).refusal(facts_of("bert")) == ""
+    assert "width 16 no update has a rank above that" in LoRA(Options(rank=32)).refusal(facts_of("bert"))
+    assert LoRA(Options(rank=16)).refusal(facts_of("bert")) == ""
 
 
 def test_pissa_refuses_a_rank_above_the_smaller_side() -> None:

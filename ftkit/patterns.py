@@ -1,0 +1,44 @@
+"""Regular expressions that come out of recipes: they compile, and they end.
+
+Written for the `regex` library, which knows all that `re` does and can stop a search that would take for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ftkit.errors import Problem, RecipeError
+
+SECONDS_PER_NAME = 1.0
+
+
+def check_pattern(pattern: str) -> str:
+    """The pattern itself. Raises ValueError if it is no regular expression."""
+    import regex
+
+    try:
+        regex.compile(pattern)
+    except (regex.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+def matching(pattern: str, names: Iterable[str], *, whole: bool, key: str) -> list[str]:
+    """The names that the pattern matches: from end to end if `whole`, else anywhere.
+
+    Raises RecipeError, which names the recipe's `key`, if one name keeps the pattern busy for longer than a second.
+    """
+    import regex
+
+    compiled = regex.compile(pattern)
+    match = compiled.fullmatch if whole else compiled.search
+    found = []
+    for name in names:
+        try:
+            if match(name, timeout=SECONDS_PER_NAME):
+                found.append(name)
+        except TimeoutError:
+            message = f"the regular expression {pattern!r} did not finish on {name!r} within {SECONDS_PER_NAME:g} s"
+            hint = "Leave out repetitions inside repetitions, such as `(a+)+`"
+            raise RecipeError(Problem(message=message, key=key, hint=hint)) from None
+    return found
