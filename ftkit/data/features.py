@@ -63,14 +63,22 @@ class FeatureStore:
 
 
 def encode_table(
-    table: Table, task: Task, processor: Any, *, processor_key: str, cache: bool, progress: Progress | None = None
+    table: Table,
+    task: Task,
+    processor: Any,
+    *,
+    processor_key: str,
+    cache: bool,
+    training: bool = False,
+    progress: Progress | None = None,
 ) -> FeatureStore:
     """Features of all rows of a table, from the cache where an entry with the same key is whole.
 
-    processor_key: names the tokenizer (or image processor) and all its files. Raises DataError if the cache cannot be written.
+    processor_key: names the tokenizer (or image processor) and all its files. training: as `Task.encode` takes it.
+    Raises DataError if the cache cannot be written.
     """
-    key = cache_key(table, task, processor_key)
-    encoded = _encoded(table, task, processor, progress)
+    key = cache_key(table, task, processor_key, training=training)
+    encoded = _encoded(table, task, processor, training, progress)
     if not cache:
         return FeatureStore(list(encoded), key=key, hit=False)
     folder = cache_folder() / "tokens" / key
@@ -79,11 +87,12 @@ def encode_table(
     return FeatureStore(_write(folder, encoded), key=key, hit=False)
 
 
-def cache_key(table: Table, task: Task, processor_key: str) -> str:
+def cache_key(table: Table, task: Task, processor_key: str, *, training: bool = False) -> str:
     """sha256 (hex) over all that features depend on: rows, processor, task, its options and state, its code, library versions."""
     parts = {
         "rows": table.fingerprint(),
         "processor": processor_key,
+        "training": training,
         "task": task.name,
         "options": task.options.model_dump(mode="json"),
         "state": task.state(),
@@ -116,10 +125,10 @@ def _version(name: str) -> str:
         return ""
 
 
-def _encoded(table: Table, task: Task, processor: Any, progress: Progress | None) -> Iterator[pa.RecordBatch]:
+def _encoded(table: Table, task: Task, processor: Any, training: bool, progress: Progress | None) -> Iterator[pa.RecordBatch]:
     for start in range(0, len(table), ROWS_PER_BATCH):
         rows = table.rows(np.arange(start, min(start + ROWS_PER_BATCH, len(table))))
-        features = [dict(feature) for feature in task.encode(rows, processor)]
+        features = [dict(feature) for feature in task.encode(rows, processor, training=training)]
         if len(features) != len(rows) and not all("row" in feature for feature in features):
             raise ValueError(f"{task.name}.encode gave {len(features)} features for {len(rows)} rows without saying `row`")
         for index, feature in enumerate(features):

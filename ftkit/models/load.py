@@ -61,7 +61,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     model, info = _from_pretrained(spec, head, source, arguments, config)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     layout = ModelLayout(model, {*info["missing_keys"], *mismatched})
-    _check_complete(spec, layout, mismatched)
+    _check_complete(spec, layout, mismatched, head)
     return LoadedModel(model=model, layout=layout, facts=facts, fresh=layout.fresh)
 
 
@@ -135,16 +135,16 @@ def _unloadable(name: str, error: Exception) -> ModelError:
     return ModelError(Problem(message=f"{name!r} cannot be loaded ({type(error).__name__}: {reason})", key="model.name", hint=hint))
 
 
-def _check_complete(spec: ModelSpec, layout: ModelLayout, mismatched: set[str]) -> None:
+def _check_complete(spec: ModelSpec, layout: ModelLayout, mismatched: set[str], head: Head) -> None:
     """Fresh parameters belong in the head (with a pooler); anywhere else the model would compute noise."""
-    head = set(layout.head_parameters())
-    lacking = [name for name in layout.model.state_dict() if layout.canonical(name) in layout.fresh - head]
+    new = set() if head.pretrained else set(layout.head_parameters())
+    lacking = [name for name in layout.model.state_dict() if layout.canonical(name) in layout.fresh - new]
     if not lacking:
         return
     if misfits := [name for name in lacking if name in mismatched]:
         message = f"{len(misfits)} weights have other shapes than config.json says: {_listed(misfits)}"
     else:
-        message = f"the checkpoint lacks {len(lacking)} weights of the model's body: {_listed(lacking)}"
+        message = f"the checkpoint lacks {len(lacking)} weights that a {layout.architecture} needs: {_listed(lacking)}"
     hint = f"The checkpoint is damaged or of another architecture than {layout.architecture}"
     raise ModelError(Problem(message=message, place=spec.name, key="model.name", hint=hint))
 

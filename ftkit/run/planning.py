@@ -169,7 +169,7 @@ def inspect_rows(recipe: Recipe, *, split: str, rows: int) -> list[dict[str, Any
     table = tables[split]
     shown = []
     for index in range(min(rows, len(table))):
-        for features in task.encode([table[index]], processor):
+        for features in task.encode([table[index]], processor, training=split == "train"):
             tokens = [list(pair) for pair in task.inspect(features, processor)]
             shown.append(
                 {"row": index, "place": table.place(index), "tokens": tokens, "truncated": bool(features.get("truncated", False))}

@@ -76,7 +76,7 @@ class Predictor:
                 max_tokens=None,
                 accelerator=self._accelerator,
             )
-            yield from (self.task.present(prediction) for prediction in predictions)
+            yield from (self.task.present(prediction, row) for prediction, row in zip(predictions, table, strict=True))
             start += len(chunk)
 
     def _table(self, rows: Table) -> Table:
@@ -135,7 +135,9 @@ def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
     task = plan.task()
     task.allow_code = allow_code
     with readable(folder / TASK):
-        task.restore(read_json(folder / TASK)["state"])
+        learned = read_json(folder / TASK)
+        task.restore(learned["state"])
+        task.calibration = dict(learned["calibration"])
     processor, key = prepare_processor(plan)
     prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
     load_trainable(prepared.model, open_checkpoint(folder / results["weights"]).tensors("trainable"), strict=True)

@@ -150,12 +150,15 @@ class _Run:
         overrides = "".join(f"# override: {override}\n" for override in origin.overrides)
         write_text(folder.path / RECIPE, overrides + origin.text)
         folder.write(LOCK, self.lock)
-        folder.write(TASK, {"name": task.name, "state": task.state()})
+        self._write_task(task)
         folder.write(RESULTS, self.results)
         write_atomically(
             folder.path / PROBE, lambda path: save_file({key: value.contiguous() for key, value in inputs.items()}, path)
         )
         write_text(folder.path / PLAN, self.plan.to_yaml())
+
+    def _write_task(self, task: Any) -> None:
+        self.folder.write(TASK, {"name": task.name, "state": task.state(), "calibration": task.calibration})
 
     @contextmanager
     def _trackers(self) -> Iterator[None]:
@@ -171,22 +174,34 @@ class _Run:
             self.accelerator.end_training()
 
     def _final_evaluations(self, session: TrainingSession, outcome: Outcome) -> dict[str, Any]:
-        splits = {}
-        for name, rows in self.splits.items():
+        splits, task = {}, session.prepared.task
+        # Validation first: what it decides (thresholds) holds for the test.
+        for name, rows in sorted(self.splits.items(), key=lambda split: split[0] != "validation"):
             if name == "train":
                 continue
             self.observer.stage(f"evaluating {name}")
-            found, task = session.evaluate_split(name), session.prepared.task
+            found = session.evaluate_split(name)
+            metrics = found.metrics
+            if name == "validation":
+                self._compare_with_training(metrics, outcome)
+                metrics = {**metrics, **self._calibrate(task, found.predictions, rows)}
             splits[name] = {
                 "rows": len(rows),
-                "metrics": found.metrics,
+                "metrics": metrics,
                 "intervals": task.intervals(found.predictions, rows),
                 "details": task.details(found.predictions, rows),
             }
-            if name == "validation":
-                self._compare_with_training(found.metrics, outcome)
         splits["train"] = {"rows": len(self.splits.train)}
         return splits
+
+    def _calibrate(self, task: Any, predictions: Any, rows: Any) -> dict[str, Any]:
+        """Lets the task decide what the validation split decides; the validation metrics that follow from it."""
+        task.calibration = task.calibrate(predictions, rows)
+        if not task.calibration:
+            return {}
+        self._write_task(task)
+        self.results["calibration"] = task.calibration
+        return dict(task.score(predictions, rows))
 
     def _compare_with_training(self, metrics: dict[str, Any], outcome: Outcome) -> None:
         """The reloaded best weights must give the value that made them the best."""

@@ -99,10 +99,17 @@ class TrainingSession:
         return StoppingRule(mode=mode, patience=spec.patience if spec else None, min_delta=spec.min_delta if spec else 0.0)
 
     def _evaluate(self) -> dict[str, Any]:
-        return self.evaluate_split("validation").metrics
+        return self.evaluate_split("validation", self._names_during_training()).metrics
 
-    def evaluate_split(self, name: str) -> Any:
-        """Evaluates a split with the current weights."""
+    def _names_during_training(self) -> list[str] | None:
+        """Generating text costs far more than a forward pass: unless it decides the best weights, it waits for the end."""
+        task = self.prepared.task
+        if task.generates([self.recipe.train.best_metric]):
+            return None
+        return [metric.name for metric in task.metrics() if not task.generates([metric.name])]
+
+    def evaluate_split(self, name: str, names: list[str] | None = None) -> Any:
+        """Evaluates a split with the current weights. names: only these metrics (default: all)."""
         train, prepared = self.recipe.train, self.prepared
         return evaluate(
             self.model,
@@ -113,6 +120,7 @@ class TrainingSession:
             batch_size=int(train.eval_batch_size),
             max_tokens=train.max_tokens,
             accelerator=self.accelerator,
+            names=names,
         )
 
     def run(self) -> Outcome:

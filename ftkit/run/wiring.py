@@ -17,7 +17,7 @@ from ftkit.data.batching import epoch_batches
 from ftkit.data.features import FeatureStore, encode_table
 from ftkit.data.splits import Splits
 from ftkit.data.table import Table
-from ftkit.errors import ModelError, RecipeError
+from ftkit.errors import DataError, ModelError, Problem, RecipeError
 from ftkit.methods.base import Method
 from ftkit.models.layout import ModelLayout
 from ftkit.models.load import load_model
@@ -61,6 +61,7 @@ def prepare_model(plan: Plan, task: Task, processor: Any, *, seed: int, allow_co
     seed_everything(seed)
     model: Any = method.apply(loaded.model, loaded.layout)
     check_trainable(model, method, loaded.layout)
+    task.bind(model, processor)
     if plan.recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Prepared(plan, task, method, model, loaded.layout, processor)
@@ -87,17 +88,38 @@ def encode_splits(
     stores = {}
     for name, table in splits.items():
         observer.stage(f"encoding {name}")
-        stores[name] = encode_rows(table, task, processor, key, cache=cache, progress=observer.progress)
+        training = name == "train"
+        stores[name] = encode_rows(table, task, processor, key, cache=cache, training=training, progress=observer.progress)
+        if training and task.left_out:
+            _note_left_out(table, stores[name], task, observer)
         if stores[name].hit:
             observer.note(f"{name}: {len(table):,} encoded rows reused from the cache ({stores[name].key[:12]})")
     return stores
 
 
+def _note_left_out(table: Table, store: FeatureStore, task: Task, observer: Observer) -> None:
+    """Says which training rows gave nothing to learn from. Raises DataError if that is all of them."""
+    missing = np.setdiff1d(np.arange(len(table)), store.example)
+    if not len(missing):
+        return
+    places = ", ".join(table.place(int(row)) for row in missing[:3])
+    if len(missing) == len(table):
+        raise DataError(Problem(message=f"no training row can be used: {task.left_out}", place=places))
+    observer.note(f"train: {len(missing):,} of {len(table):,} rows were left out: {task.left_out} ({places})")
+
+
 def encode_rows(
-    table: Table, task: Task, processor: Any, key: str, *, cache: bool, progress: Callable[[int, int], None] | None = None
+    table: Table,
+    task: Task,
+    processor: Any,
+    key: str,
+    *,
+    cache: bool,
+    training: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> FeatureStore:
-    """Encoded rows of a table."""
-    return encode_table(table, task, processor, processor_key=key, cache=cache, progress=progress)
+    """Encoded rows of a table. training: whether these are training rows."""
+    return encode_table(table, task, processor, processor_key=key, cache=cache, training=training, progress=progress)
 
 
 class TrainingBatches:
@@ -126,7 +148,7 @@ class TrainingBatches:
 
     def load(self, indices: np.ndarray) -> Batch:
         """The collated batch of these features."""
-        return self._task.collate(self._features.take(indices), self._processor)
+        return self._task.collate(self._features.take(indices), self._processor, training=True)
 
     def tokens(self, indices: np.ndarray) -> int:
         """Tokens of these features, padding left out."""

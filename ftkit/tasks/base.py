@@ -6,7 +6,8 @@ Life of a task object:
     task = Text...(options)         options are those of the recipe, `auto` filled in by the plan
     task.check_row(row)             for each row of each split, before any model is read
     task.learn(rows)                freezes what comes from the training rows (label names); `state` / `restore` keep it
-    task.encode / collate / loss / predictions / metrics
+    task.encode / bind / collate / forward / loss / predictions / combine / generate / score
+    task.calibrate(...)             after training: what the validation split decides (a threshold)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from ftkit.recipe.schema import Strict
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ftkit.methods.base import Default
     from ftkit.metrics.base import MetricSpec
@@ -51,6 +52,9 @@ Batch = dict[str, Any]
 Prediction = dict[str, Any]
 """What the model said about one example: `example` (int) and whatever the task's metrics and `present` need."""
 
+Calibration = dict[str, Any]
+"""What `Task.calibrate` decided, as JSON."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -69,11 +73,16 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """What the task asks of the model's head: the auto class and the config entries it is built with."""
+    """What the task asks of the model's head.
+
+    auto_class: the transformers auto class. config: entries the model's config is built with.
+    pretrained: the head must come with the checkpoint; a new one would take a pretraining to be of use (a language model's).
+    """
 
     auto_class: str
     peft_task_type: str | None
     config: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
 
 
 class RowError(ValueError):
@@ -99,8 +108,12 @@ class Task(ABC):
     allow_code: bool = False
     """Whether code that the options name (a metric script) may run; set by the caller from --trust-remote-code."""
 
+    left_out: str = ""
+    """Why `encode` gives no feature for some training rows, as a phrase: `no token of the answer is within max_length`."""
+
     def __init__(self, options: Strict) -> None:
         self.options: Any = options
+        self.calibration: Calibration = {}
 
     # --- what it needs -------------------------------------------------------------------------------------------
 
@@ -158,13 +171,24 @@ class Task(ABC):
         """The head the model needs. Called after `learn` or `restore`."""
 
     @abstractmethod
-    def encode(self, rows: Sequence[Row], processor: Any) -> list[Features]:
+    def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         """Features of rows. Rows may lack target columns (prediction). Order of the result is the order of the rows;
-        a row that gives several features gives them next to each other, each with its `row` (int, index into rows)."""
+        a row that gives several features gives them next to each other, each with its `row` (int, index into rows).
+
+        training: whether these are training rows. Only then may rows be packed together or left out (see `left_out`)."""
+
+    def bind(self, model: nn.Module, processor: Any) -> None:
+        """Called once with the model that is ready to train or to use (on the CPU, in evaluation mode), before the first batch."""
 
     @abstractmethod
-    def collate(self, features: Sequence[Features], processor: Any) -> Batch:
-        """A padded batch of tensors (B = len(features)); has `example`: int64 (B,)."""
+    def collate(self, features: Sequence[Features], processor: Any, *, training: bool = False) -> Batch:
+        """A padded batch of tensors (B = len(features)); has `example`: int64 (B,).
+
+        training: whether the batch is trained on; augmentation draws from torch's global generator, seeded for each step."""
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs that `loss` and `predictions` take: the model's own unless the task needs others. Labels stay with the task."""
+        return model(**{name: batch[name] for name in self.model_inputs if name in batch})
 
     @property
     @abstractmethod
@@ -185,7 +209,23 @@ class Task(ABC):
 
     @abstractmethod
     def predictions(self, outputs: Any, batch: Batch) -> list[Prediction]:
-        """Per-example results, reduced on the device to what metrics and `present` need, as Python or numpy values."""
+        """Results of each feature, reduced on the device to what metrics and `present` need, as Python or numpy values."""
+
+    def combine(self, parts: Sequence[Prediction]) -> Prediction:
+        """The prediction of one example out of those of its features, in any order. Tasks that cut examples into windows override it."""
+        if len(parts) != 1:
+            raise RuntimeError(f"example {parts[0]['example']} was predicted {len(parts)} times")
+        return parts[0]
+
+    def generates(self, names: Sequence[str] | None) -> bool:
+        """Whether these metrics (None: all metrics and `present`) need text that the model generates."""
+        return False
+
+    def generate(self, model: nn.Module, features: Sequence[Features], processor: Any) -> list[Prediction]:
+        """What each feature's prediction gains by generation, for tasks that say so in `generates`. In evaluation mode, no gradients.
+
+        model: the trained model outside any distributed wrapper."""
+        raise NotImplementedError
 
     @abstractmethod
     def metrics(self) -> Sequence[MetricSpec]:
@@ -204,9 +244,13 @@ class Task(ABC):
         """95 % bootstrap intervals (low, high) of the headline metrics over a whole split, where defined."""
         return {}
 
+    def calibrate(self, predictions: Sequence[Prediction], rows: Rows) -> Calibration:
+        """What the validation split decides once training is over (a threshold); kept in `calibration`, saved with the run."""
+        return {}
+
     @abstractmethod
-    def present(self, prediction: Prediction) -> dict[str, Any]:
-        """A prediction as a person wants it, as JSON."""
+    def present(self, prediction: Prediction, row: Row) -> dict[str, Any]:
+        """The prediction for a row as a person wants it, as JSON."""
 
     @abstractmethod
     def inspect(self, features: Features, processor: Any) -> list[tuple[str, str]]:

@@ -238,7 +238,7 @@ class TextClassification(Task):
         }
         return Head(auto_class="AutoModelForSequenceClassification", peft_task_type="SEQ_CLS", config=config)
 
-    def encode(self, rows: Sequence[Row], processor: Any) -> list[Features]:
+    def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         """`input_ids`, `token_type_ids` (where the model has them), `label` (where the row has one), `length`, `row`, `truncated`.
 
         Raises RowError for rows that contradict what was learned.
@@ -258,7 +258,7 @@ class TextClassification(Task):
                 features.append({**item, "row": len(features)})
         return features
 
-    def collate(self, features: Sequence[Features], processor: Any) -> Batch:
+    def collate(self, features: Sequence[Features], processor: Any, *, training: bool = False) -> Batch:
         """`input_ids`, `attention_mask`, `token_type_ids`: int64 (B, T), padded on the right; `labels`, where all have one: int64 (B,),
         float32 (B, labels), or float32 (B,) for numbers; `example`: int64 (B,)."""
         import torch
@@ -347,7 +347,7 @@ class TextClassification(Task):
             details["confusion_matrix"] = {"labels": self._labels.names, "counts": classification.confusion_matrix(*given)}
         return details
 
-    def present(self, prediction: Prediction) -> dict[str, Any]:
+    def present(self, prediction: Prediction, row: Row) -> dict[str, Any]:
         """`label` and its `score`, or `labels`, with all `probabilities`; or `value`."""
         if self._problem == "regression":
             return {"value": float(prediction["value"])}

@@ -44,11 +44,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
-def forward(model: nn.Module, task: Task, batch: Batch) -> Any:
-    """The model's outputs for what the task feeds it. Labels stay with the task."""
-    return model(**{name: batch[name] for name in task.model_inputs if name in batch})
-
-
 def predict_features(
     model: nn.Module,
     task: Task,
@@ -58,28 +53,43 @@ def predict_features(
     batch_size: int,
     max_tokens: int | None,
     accelerator: Accelerator,
+    names: Sequence[str] | None = None,
 ) -> tuple[list[Prediction], float, int]:
     """Predictions of this split (in row order), the sum of its losses and the number of its targets.
 
     Rows without targets count nothing. With several processes each takes a share and all get the whole.
+    names: metrics that the predictions are for (None: all); text is generated only if one of them needs it.
     """
     mine = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
     mine = mine[accelerator.process_index :: accelerator.num_processes]
     predictions: list[Prediction] = []
-    losses, targets = 0.0, 0
+    losses, targets, generates = 0.0, 0, task.generates(names)
     with evaluating(model):
         for indices in mine:
-            batch = to_device(task.collate(features.take(indices), processor), accelerator.device)
-            outputs = forward(model, task, batch)
-            if count := task.target_count(batch):
-                losses += float(task.loss(outputs, batch))
+            taken = features.take(indices)
+            batch = to_device(task.collate(taken, processor), accelerator.device)
+            count, found = task.target_count(batch), [{"example": int(feature["example"])} for feature in taken]
+            if count or not generates:
+                outputs = task.forward(model, batch)
+                losses += float(task.loss(outputs, batch)) if count else 0.0
                 targets += count
-            predictions += task.predictions(outputs, batch)
+                found = task.predictions(outputs, batch)
+            if generates:
+                texts = task.generate(accelerator.unwrap_model(model), taken, processor)
+                found = [{**prediction, **text} for prediction, text in zip(found, texts, strict=True)]
+            predictions += found
     if accelerator.num_processes > 1:
         shares = gather_object([(predictions, losses, targets)])
         predictions = [prediction for share in shares for prediction in share[0]]
         losses, targets = sum(share[1] for share in shares), sum(share[2] for share in shares)
-    return sorted(predictions, key=lambda prediction: int(prediction["example"])), losses, targets
+    return _by_example(predictions, task), losses, targets
+
+
+def _by_example(predictions: Sequence[Prediction], task: Task) -> list[Prediction]:
+    parts: dict[int, list[Prediction]] = {}
+    for prediction in predictions:
+        parts.setdefault(int(prediction["example"]), []).append(prediction)
+    return [task.combine(parts[example]) for example in sorted(parts)]
 
 
 def evaluate(
@@ -96,7 +106,7 @@ def evaluate(
 ) -> Evaluation:
     """Metrics over the whole split, computed once. `names`: only these besides the loss (default: all of the task's)."""
     predictions, losses, targets = predict_features(
-        model, task, features, processor, batch_size=batch_size, max_tokens=max_tokens, accelerator=accelerator
+        model, task, features, processor, batch_size=batch_size, max_tokens=max_tokens, accelerator=accelerator, names=names
     )
     found = [int(prediction["example"]) for prediction in predictions]
     if found != list(range(len(rows))):

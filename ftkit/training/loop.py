@@ -24,7 +24,7 @@ from ftkit.errors import DivergedError
 from ftkit.methods.base import Method
 from ftkit.recipe.schema import Every, TrainSpec
 from ftkit.tasks.base import Batch, Task
-from ftkit.training.evaluation import forward, to_device
+from ftkit.training.evaluation import to_device
 from ftkit.training.events import BoundaryEvent, EvaluationEvent, Event, StepEvent
 from ftkit.training.optimizers import set_learning_rate
 from ftkit.training.schedule import learning_rate_factor
@@ -162,7 +162,7 @@ class Trainer:
             last = number == len(loaded) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 placed = to_device(batch, accelerator.device)
-                outputs = forward(self.model, self.task, placed)
+                outputs = self.task.forward(self.model, placed)
                 loss = self.task.loss(outputs, placed, label_smoothing=self.train.label_smoothing) / max(1, targets)
                 loss = loss if real else loss * 0.0
                 total = total + loss.detach()

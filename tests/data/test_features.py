@@ -200,10 +200,10 @@ def test_a_failure_while_encoding_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     made = task()
     encode_rows = made.encode
 
-    def fails_late(rows: Sequence[Row], processor: Any) -> list[Features]:
+    def fails_late(rows: Sequence[Row], processor: Any, *, training: bool) -> list[Features]:
         if made.encoded_rows >= 2000:
             raise OSError("an image cannot be opened")
-        return encode_rows(rows, processor)
+        return encode_rows(rows, processor, training=training)
 
     monkeypatch.setattr(made, "encode", fails_late)
     with pytest.raises(OSError, match="an image cannot be opened"):
@@ -225,7 +225,7 @@ class AnyFeatures(ToyTask):
         super().__init__()
         self.given = given
 
-    def encode(self, rows: Sequence[Row], processor: Any) -> list[Features]:
+    def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         return [dict(feature) for feature in self.given]
 
 

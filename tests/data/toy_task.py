@@ -57,7 +57,7 @@ class ToyTask(Task):
     def restore(self, state: Mapping[str, Any]) -> None:
         self.labels = list(state["labels"])
 
-    def encode(self, rows: Sequence[Row], processor: Any) -> list[Features]:
+    def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         self.encoded_rows += len(rows)
         features: list[Features] = []
         for index, row in enumerate(rows):
@@ -73,7 +73,7 @@ class ToyTask(Task):
     def head(self) -> Head:
         raise NotImplementedError
 
-    def collate(self, features: Sequence[Features], processor: Any) -> Batch:
+    def collate(self, features: Sequence[Features], processor: Any, *, training: bool = False) -> Batch:
         raise NotImplementedError
 
     @property
@@ -95,7 +95,7 @@ class ToyTask(Task):
     def score(self, predictions: Sequence[Prediction], rows: Sequence[Row], names: Sequence[str] | None = None) -> dict[str, Any]:
         raise NotImplementedError
 
-    def present(self, prediction: Prediction) -> dict[str, Any]:
+    def present(self, prediction: Prediction, row: Row) -> dict[str, Any]:
         raise NotImplementedError
 
     def inspect(self, features: Features, processor: Any) -> list[tuple[str, str]]:

@@ -99,7 +99,7 @@ def test_attention_implementation(tmp_path: Path) -> None:
 def test_checkpoint_that_lacks_weights_of_the_body_is_refused(tmp_path: Path, part: str) -> None:
     folder = save_tiny(tmp_path, "bert")
     _rewrite(folder, {name: tensor for name, tensor in _weights(folder).items() if not name.startswith(part)})
-    with pytest.raises(ModelError, match=r"the checkpoint lacks \d+ weights of the model's body: bert\."):
+    with pytest.raises(ModelError, match=r"the checkpoint lacks \d+ weights that a BertFor\w+ needs: bert\."):
         load_model(_spec(folder), _head(), seed=0)
 
 

@@ -636,12 +636,12 @@ def test_details_are_tables_by_label() -> None:
 
 
 def test_predictions_for_people() -> None:
-    single = make(SINGLE).present({"example": 0, "probabilities": np.array([0.25, 0.5, 0.25], np.float32)})
+    single = make(SINGLE).present({"example": 0, "probabilities": np.array([0.25, 0.5, 0.25], np.float32)}, {"text": "x"})
     assert single == {"label": "news", "score": 0.5, "probabilities": {"arts": 0.25, "news": 0.5, "sports": 0.25}}
     task = make(SEVERAL, problem_type="multi_label", threshold=0.3)
-    several = task.present({"example": 0, "probabilities": np.array([0.25, 0.5, 0.75], np.float32)})
+    several = task.present({"example": 0, "probabilities": np.array([0.25, 0.5, 0.75], np.float32)}, {"text": "x"})
     assert several == {"labels": ["b", "c"], "probabilities": {"a": 0.25, "b": 0.5, "c": 0.75}}
-    assert make(problem_type="regression").present({"example": 0, "value": 2.5}) == {"value": 2.5}
+    assert make(problem_type="regression").present({"example": 0, "value": 2.5}, {"text": "x"}) == {"value": 2.5}
     assert json.loads(json.dumps(single)) == single
 
 
@@ -649,5 +649,5 @@ def test_predictions_for_people() -> None:
 def test_a_probability_at_the_threshold_is_treated_alike_everywhere(threshold: float) -> None:
     task = make([{"text": "x", "label": ["a"]}], problem_type="multi_label", threshold=threshold, metrics=["accuracy"])
     prediction = {"example": 0, "probabilities": np.array([threshold], np.float32)}
-    rows = [{"text": "x", "label": task.present(prediction)["labels"]}]
+    rows = [{"text": "x", "label": task.present(prediction, {"text": "x"})["labels"]}]
     assert task.score([prediction], rows) == {"accuracy": 1.0}

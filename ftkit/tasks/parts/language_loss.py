@@ -1,0 +1,145 @@
+"""The loss of language models: logits only where there is a target, in chunks, never for the whole batch at once.
+
+A vocabulary of 150,000 makes the logits of 4,096 tokens 2.4 GB in float32, several times over in the backward pass. Here the output
+layer is called with chunks of the hidden states of supervised positions, and its logits are computed again in the backward pass
+instead of being kept, so that memory holds those of one chunk. The numbers are those of the whole computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORED = -100
+"""Target of a position that is not supervised."""
+
+LOGITS_PER_CHUNK = 2**24
+"""Numbers of logits at a time: 64 MiB in float32."""
+
+PROBE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """What a model said about the N supervised targets of a batch, in the order of rows and positions.
+
+    nll: negative log likelihood, float32 (N,). spread: mean of -log p over the whole vocabulary, float32 (N,), for label smoothing;
+    None outside training. correct: whether the likeliest token is the target, bool (N,); None in training.
+    row: row of the batch, int64 (N,).
+    """
+
+    nll: Tensor
+    spread: Tensor | None
+    correct: Tensor | None
+    row: Tensor
+
+    def loss(self, label_smoothing: float = 0.0) -> Tensor:
+        """Sum over the targets; smoothed as torch's cross-entropy does it (Szegedy et al. 2016)."""
+        if not label_smoothing or self.spread is None:
+            return self.nll.sum()
+        return (1 - label_smoothing) * self.nll.sum() + label_smoothing * self.spread.sum()
+
+    def by_row(self, values: Tensor, rows: int) -> Tensor:
+        """Sums of a value of each target (N,) by row: float64 (rows,)."""
+        return torch.zeros(rows, dtype=torch.float64, device=values.device).index_add_(0, self.row, values.double())
+
+
+class LanguageScorer:
+    """Scores targets with a model that has an output layer over a vocabulary; works through PEFT and distributed wrappers.
+
+    model: the prepared model in evaluation mode. inputs: a tiny batch of what its forward takes, to compare with.
+    Architectures differ in what they do to logits after the output layer (soft caps, scales, a bias). What is known is repeated for
+    each chunk; if the result is not what the model itself computes, its own logits are used as a whole.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+        output: Any = model.get_output_embeddings()  # type: ignore[operator]
+        self._model, self._output = model, output
+        self.chunked = self._agrees(model, inputs)
+
+    def score(self, model: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> TargetScores:
+        """Scores of all targets that are not IGNORED.
+
+        inputs: arguments of the model's forward. targets: int64 (B, T): what each of the last T positions should predict.
+        """
+        places, training = targets != IGNORED, torch.is_grad_enabled()
+
+        def in_chunks(values: Tensor, logits_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+            return _in_chunks(values[:, -targets.shape[1] :][places], targets[places], logits_of, self._width, training)
+
+        if self.chunked:
+            # Inside the model's forward pass, so that its mixed precision holds for the output layer too.
+            with self._intercepted(lambda hidden, compute: in_chunks(hidden, lambda chunk: self._finish(compute(chunk)))) as caught:
+                model(**inputs, use_cache=False)
+            nll, second = caught[-1]
+        else:
+            nll, second = in_chunks(model(**inputs, use_cache=False).logits, lambda chunk: chunk)
+        spread, correct = (second, None) if training else (None, second)
+        return TargetScores(nll=nll, spread=spread, correct=correct, row=places.nonzero()[:, 0])
+
+    @property
+    def _width(self) -> int:
+        return int(self._output.weight.shape[0])
+
+    @contextmanager
+    def _intercepted(self, answer: Callable[[Tensor, Callable[[Tensor], Tensor]], Any]) -> Iterator[list[Any]]:
+        """While this lasts, the output layer hands its input to `answer` and gives back a row of zeros, which costs nothing."""
+        original, answers, width = self._output.forward, [], self._width
+
+        def forward(hidden: Tensor) -> Tensor:
+            answers.append(answer(hidden, original))
+            return hidden.new_zeros(1, 1, width)
+
+        self._output.forward = forward
+        try:
+            yield answers
+        finally:
+            self._output.forward = original
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        """What the model does to its logits after the output layer, as far as its config tells."""
+        config: Any = self._model.config
+        config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+        bias = getattr(self._model, "final_logits_bias", None)
+        logits = logits if bias is None else logits + bias[0]
+        logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+        logits = logits * (getattr(config, "logit_scale", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def _agrees(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+        with torch.no_grad():
+            expected = model(**inputs, use_cache=False).logits.float()
+            with self._intercepted(lambda hidden, compute: self._finish(compute(hidden)).float()) as caught:
+                model(**inputs, use_cache=False)
+        if len(caught) != 1 or caught[0].shape != expected.shape:
+            return False
+        return float((caught[0] - expected).abs().max()) <= PROBE_TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
+def _in_chunks(
+    values: Tensor, targets: Tensor, logits_of: Callable[[Tensor], Tensor], width: int, training: bool
+) -> tuple[Tensor, Tensor]:
+    """Scores of targets (N,) from hidden states or logits (N, H), as `_scores` gives them."""
+    size = max(1, LOGITS_PER_CHUNK // width)
+
+    def scores(chunk: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        return _scores(logits_of(chunk), wanted, training)
+
+    # Where there is no target, the empty chunk is still computed: the loss then has a gradient, zero.
+    pairs = zip(values.split(size), targets.split(size), strict=True)
+    parts = [checkpoint(scores, *pair, use_reentrant=False) if training else scores(*pair) for pair in pairs]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _scores(logits: Tensor, targets: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    logits = logits.float()
+    total = logits.logsumexp(-1)
+    nll = total - logits.gather(-1, targets[:, None])[:, 0]
+    return nll, total - logits.mean(-1) if training else logits.argmax(-1) == targets
