@@ -181,6 +181,7 @@ CAPABILITIES = {
     "adapter": "export as a PEFT adapter",
     "merge": "export as a plain model",
     "checkpointing": "works with gradient checkpointing",
+    "from_scratch": "makes sense on random weights",
 }
 
 

@@ -198,7 +198,13 @@ def _role(column: dict[str, Any]) -> str:
 
 
 def _capabilities(entry: dict[str, Any]) -> str:
-    names = {"adapter": "adapter", "merge": "merged", "quantized": "quantized base", "checkpointing": "checkpointing"}
+    names = {
+        "adapter": "adapter",
+        "merge": "merged",
+        "quantized": "quantized base",
+        "checkpointing": "checkpointing",
+        "from_scratch": "from scratch",
+    }
     return ", ".join(text for name, text in names.items() if entry["capabilities"].get(name)) or "none"
 
 

@@ -29,6 +29,7 @@ READERS: dict[str, Callable[[SourceFile], Table]] = {
     "parquet": columnar.read_parquet,
     "arrow": columnar.read_arrow,
     "text": text.read,
+    "document": text.read_document,
     "folder": text.read_folder,
 }
 
@@ -51,7 +52,7 @@ FORMAT_OF_SUFFIX = {
 FOLDER_FORMATS = {"folder", "arrow"}
 APPLIES_TO = {
     "delimiter": {"csv", "tsv"},
-    "encoding": {"jsonl", "json", "csv", "tsv", "text", "folder"},
+    "encoding": {"jsonl", "json", "csv", "tsv", "text", "document", "folder"},
     "revision": {"hub"},
     "config": {"hub"},
     "split": {"hub", "arrow"},
@@ -73,19 +74,32 @@ class Found:
 
 
 def read_sources(
-    specs: Iterable[SourceSpec], *, split: str, base: Path, columns: Collection[str] | None = None, seed: int = 0
+    specs: Iterable[SourceSpec],
+    *,
+    split: str,
+    base: Path,
+    columns: Collection[str] | None = None,
+    seed: int = 0,
+    plain_text: str = "text",
 ) -> list[Table]:
     """A table for each source. Raises DataError. Arguments: see `read_source`."""
-    return [read_source(spec, split=split, base=base, columns=columns, seed=seed) for spec in specs]
+    return [read_source(spec, split=split, base=base, columns=columns, seed=seed, plain_text=plain_text) for spec in specs]
 
 
 def read_source(
-    spec: SourceSpec, *, split: str = "train", base: Path, columns: Collection[str] | None = None, seed: int = 0
+    spec: SourceSpec,
+    *,
+    split: str = "train",
+    base: Path,
+    columns: Collection[str] | None = None,
+    seed: int = 0,
+    plain_text: str = "text",
 ) -> Table:
     """The rows of one source.
 
     split: the split that hub data sets give unless the source names one. base: the recipe's folder, for relative paths.
     columns: names worth reading; None reads all. seed: of the draw of `path#500`.
+    plain_text: the format that .txt files have unless the source names one.
     Raises DataError if anything is missing, damaged or not as `spec` says.
     """
     found = locate(spec, base)
@@ -97,7 +111,7 @@ def read_source(
         table = hub.read(file, found.hub_id, spec)
     else:
         table = Table.concatenate(
-            [_read_file(path, spec, wanted, spec.split or split) for path in found.paths], defer_conflicts=True
+            [_read_file(path, spec, wanted, spec.split or split, plain_text) for path in found.paths], defer_conflicts=True
         )
     return table if found.sample is None else _sample(table, found.sample, spec.path, seed)
 
@@ -192,8 +206,10 @@ def _nearest(path: Path, base: Path) -> str:
     return ""
 
 
-def _read_file(path: Path, spec: SourceSpec, columns: frozenset[str] | None, split: str) -> Table:
+def _read_file(path: Path, spec: SourceSpec, columns: frozenset[str] | None, split: str, plain_text: str) -> Table:
     kind = _format(path, spec)
+    if kind == "text" and spec.format == "auto":
+        kind = plain_text
     label = shown(path)
     _refuse_other_options(spec, kind, label)
     if path.is_dir() and kind not in FOLDER_FORMATS:

@@ -92,7 +92,7 @@ def load_rows(
     if isinstance(source, str):
         source = SourceSpec.model_validate(source)
     if isinstance(source, SourceSpec):
-        source = read_source(source, split=split, base=base, columns=wanted_columns(task, columns))
+        source = read_source(source, split=split, base=base, columns=wanted_columns(task, columns), plain_text=task.plain_text)
     found = find_columns(source, task, columns, need_targets=need_targets)
     if not need_targets:
         found = {name: column for name, column in found.items() if not task.columns()[name].target}
@@ -133,7 +133,7 @@ def _load(spec: DataSpec, task: Task, base: Path, name: str) -> _Loaded:
     group = divided.group if divided else None
     wanted = wanted_columns(task, spec.columns, (stratify, group))
     seed = spec.split.seed if spec.split else 0
-    raw = read_sources(getattr(spec, name), split=name, base=base, columns=wanted, seed=seed)
+    raw = read_sources(getattr(spec, name), split=name, base=base, columns=wanted, seed=seed, plain_text=task.plain_text)
     found = [find_columns(table, task, spec.columns) for table in raw]
     table = Table.concatenate([apply_columns(table, columns) for table, columns in zip(raw, found, strict=True)])
     strata = None

@@ -49,12 +49,14 @@ class Capabilities:
     merge: the trained part can be folded into a plain model.
     quantized: the base may be quantized.
     checkpointing: gradient checkpointing works.
+    from_scratch: makes sense on a model with random weights, since it trains all of them.
     """
 
     adapter: bool
     merge: bool
     quantized: bool = False
     checkpointing: bool = True
+    from_scratch: bool = False
 
 
 class NoOptions(Strict):

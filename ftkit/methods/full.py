@@ -31,7 +31,7 @@ class Full(Method):
         year=2019,
         url="https://aclanthology.org/N19-1423",
     )
-    capabilities = Capabilities(adapter=False, merge=True)
+    capabilities = Capabilities(adapter=False, merge=True, from_scratch=True)
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         return weight_training_defaults(facts)

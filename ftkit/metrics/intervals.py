@@ -47,7 +47,7 @@ def headline_intervals(
 
     arrays: as the metrics take them, first axis: examples. resampled: the family's fast versions of `references` and `predictions`.
     """
-    n = len(arrays["references"])
+    n = len(next(iter(arrays.values()))) if arrays else 0
     found = {}
     for spec in specs:
         if not spec.headline or n < 2:

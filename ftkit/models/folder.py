@@ -143,7 +143,7 @@ def check_folder(folder: Path, config: dict[str, Any], spec: ModelSpec, *, text:
     text: the model reads text, so it needs a tokenizer (unless the recipe names another one).
     """
     check_remote_code(config, folder / "config.json", spec)
-    problems = _weight_problems(folder)
+    problems = _weight_problems(folder) if spec.weights == "pretrained" else []
     if text and spec.tokenizer is None:
         problems += tokenizer_problems(folder, spec)
     if problems:

@@ -58,7 +58,10 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     source, arguments = _arguments(spec, base)
     config = _build_config(spec, source, arguments, head)
     torch.manual_seed(seed)
-    model, info = _from_pretrained(spec, head, source, arguments, config)
+    if spec.weights == "random":
+        model, info = _from_config(spec, head, arguments, config), dict[str, Any](missing_keys=[], mismatched_keys=[])
+    else:
+        model, info = _from_pretrained(spec, head, source, arguments, config)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     layout = ModelLayout(model, {*info["missing_keys"], *mismatched})
     _check_complete(spec, layout, mismatched, head)
@@ -104,7 +107,6 @@ def _build_config(spec: ModelSpec, source: str | Path, arguments: dict[str, Any]
 def _from_pretrained(
     spec: ModelSpec, head: Head, source: str | Path, arguments: dict[str, Any], config: Any
 ) -> tuple[Any, dict[str, Any]]:
-    import torch
     import transformers
     from safetensors import SafetensorError
 
@@ -116,17 +118,41 @@ def _from_pretrained(
         options["use_safetensors"] = True
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    dtype = torch.float32 if spec.dtype == "auto" else getattr(torch, spec.dtype)
     auto_class = getattr(transformers, head.auto_class)
     try:
         return auto_class.from_pretrained(
-            source, config=config, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            source, config=config, dtype=_dtype(spec), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        if "Unrecognized configuration class" in str(error):
-            message = f"transformers has no {head.auto_class} for the architecture {config.model_type!r}"
-            raise ModelError(Problem(message=message, key="task", hint="Choose another model or another task")) from error
-        raise _unloadable(spec.name, error) from error
+        raise _unsuitable(spec, head, config, error) from error
+
+
+def _from_config(spec: ModelSpec, head: Head, arguments: dict[str, Any], config: Any) -> Any:
+    import transformers
+
+    if "gguf_file" in arguments:
+        message = f"{spec.name!r} is a file of weights; `weights: random` needs a folder with config.json"
+        raise ModelError(Problem(message=message, key="model.weights", hint="Name a folder, or leave out `weights`"))
+    options: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention != "auto" else {}
+    auto_class = getattr(transformers, head.auto_class)
+    try:
+        model = auto_class.from_config(config, dtype=_dtype(spec), trust_remote_code=spec.trust_remote_code, **options)
+    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _unsuitable(spec, head, config, error) from error
+    return model.eval()
+
+
+def _dtype(spec: ModelSpec) -> Any:
+    import torch
+
+    return torch.float32 if spec.dtype == "auto" else getattr(torch, spec.dtype)
+
+
+def _unsuitable(spec: ModelSpec, head: Head, config: Any, error: Exception) -> ModelError:
+    if "Unrecognized configuration class" in str(error):
+        message = f"transformers has no {head.auto_class} for the architecture {config.model_type!r}"
+        return ModelError(Problem(message=message, key="task", hint="Choose another model or another task"))
+    return _unloadable(spec.name, error)
 
 
 def _unloadable(name: str, error: Exception) -> ModelError:

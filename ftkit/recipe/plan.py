@@ -184,6 +184,8 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
         found.append(("task", reason, ""))
     if reason := method.refusal(facts):
         found.append(("method", reason, ""))
+    if recipe.model.weights == "random" and not method.capabilities.from_scratch:
+        found.append(("model.weights", f"random weights: {method.name} would leave most of them random", "Use `method: full`"))
     if recipe.train.precision == "fp16" and not gpu:
         found.append(("train.precision", "fp16 needs a GPU and there is none here", "Use `precision: auto` (fp32 here) or `bf16`"))
     if recipe.train.learning_rate == "auto":

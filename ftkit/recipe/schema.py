@@ -43,6 +43,9 @@ class ModelSpec(Strict):
         description="Hub id, local folder, .gguf file, or `package:<importable package>/<path inside it>`.",
     )
     revision: str | None = Field(None, description="Commit, tag or branch of a hub id. Pin a commit for runs that must repeat.")
+    weights: Literal["pretrained", "random"] = Field(
+        "pretrained", description="random: start from random weights; of the folder only config.json is read. Needs method `full`."
+    )
     tokenizer: str | None = Field(None, description="Tokenizer to use instead of the model's own; same forms as `name`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the frozen weights. Trained weights are float32 whatever this says. auto: float32."
@@ -65,7 +68,7 @@ class SourceSpec(Strict):
         min_length=1,
         description="File, glob, folder of class folders, `package:` path or hub id. `path#500` takes 500 rows, drawn by the split seed.",
     )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "folder", "hub"] = Field(
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "document", "folder", "hub"] = Field(
         "auto", description="auto: by the file ending."
     )
     weight: float = Field(

@@ -55,7 +55,7 @@ class Predictor:
         """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive."""
         if source == "-":
             return _json_lines(sys.stdin)
-        return iter(read_source(SourceSpec(path=source), split="test", base=Path.cwd()))
+        return iter(read_source(SourceSpec(path=source), split="test", base=Path.cwd(), plain_text=self.task.plain_text))
 
     def predict(self, rows: Iterable[Mapping[str, Any]], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Rows are under the data's column names, as in training; targets are not needed.
@@ -75,6 +75,7 @@ class Predictor:
                 batch_size=size,
                 max_tokens=None,
                 accelerator=self._accelerator,
+                presenting=True,
             )
             yield from (self.task.present(prediction, row) for prediction, row in zip(predictions, table, strict=True))
             start += len(chunk)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ftkit.recipe.schema import Strict
 
@@ -104,6 +104,9 @@ class Task(ABC):
     summary: ClassVar[str]
     model_kinds: ClassVar[frozenset[str]]
     Options: ClassVar[type[Strict]]
+
+    plain_text: ClassVar[Literal["text", "document"]] = "text"
+    """What a row of a .txt file is, unless the source names a format: a line, or the whole file."""
 
     allow_code: bool = False
     """Whether code that the options name (a metric script) may run; set by the caller from --trust-remote-code."""
@@ -218,8 +221,11 @@ class Task(ABC):
         return parts[0]
 
     def generates(self, names: Sequence[str] | None) -> bool:
-        """Whether these metrics (None: all metrics and `present`) need text that the model generates."""
+        """Whether these metrics (None: all) need text that the model generates."""
         return False
+
+    generates_to_present: bool = False
+    """Whether `present` needs generated text that no metric needs."""
 
     def generate(self, model: nn.Module, features: Sequence[Features], processor: Any) -> list[Prediction]:
         """What each feature's prediction gains by generation, for tasks that say so in `generates`. In evaluation mode, no gradients.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -24,7 +23,7 @@ from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Rows, Task
 from ftkit.tasks.parts.labels import Labels, duplicates, listed, name_order
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
-from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, tokenize
+from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, spread, tokenize
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -217,9 +216,9 @@ class TextClassification(Task):
             characters.append(len(row["text"]) + len(row.get("text_pair") or ""))
             if row.get("label") is not None:
                 targets.append(self._labels.read(row))
-        facts = {"rows": len(characters), "characters": _spread(characters)}
+        facts = {"rows": len(characters), "characters": spread(characters)}
         if self._problem == "regression":
-            return {**facts, "values": _spread([target for target in targets if isinstance(target, float)])}
+            return {**facts, "values": spread([target for target in targets if isinstance(target, float)])}
         counts = Counter(name for target in targets if isinstance(target, list) for name in target)
         order = self._labels.names or sorted(counts, key=name_order(counts))
         facts["labels"] = {label: counts[label] for label in order}
@@ -374,10 +373,3 @@ class TextClassification(Task):
 
 def _is_set(options: Strict, key: str) -> bool:
     return getattr(options, key) != type(options).model_fields[key].default
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    """Smallest, middle, mean and largest; nothing of nothing."""
-    if not values:
-        return {}
-    return {"min": min(values), "median": median(values), "mean": sum(values) / len(values), "max": max(values)}

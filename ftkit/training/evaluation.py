@@ -54,16 +54,18 @@ def predict_features(
     max_tokens: int | None,
     accelerator: Accelerator,
     names: Sequence[str] | None = None,
+    presenting: bool = False,
 ) -> tuple[list[Prediction], float, int]:
     """Predictions of this split (in row order), the sum of its losses and the number of its targets.
 
     Rows without targets count nothing. With several processes each takes a share and all get the whole.
-    names: metrics that the predictions are for (None: all); text is generated only if one of them needs it.
+    names: metrics that the predictions are for (None: all); presenting: they are for `present`. Text is generated only where needed.
     """
     mine = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
     mine = mine[accelerator.process_index :: accelerator.num_processes]
     predictions: list[Prediction] = []
-    losses, targets, generates = 0.0, 0, task.generates(names)
+    generates = task.generates(names) or (presenting and task.generates_to_present)
+    losses, targets = 0.0, 0
     with evaluating(model):
         for indices in mine:
             taken = features.take(indices)

@@ -367,3 +367,13 @@ def test_json_is_read_in_pieces(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     table = read("x.json")
     assert list(table) == rows
     assert table.place(250) == "x.json, row 251"
+
+
+def test_a_document_is_a_whole_file(folder: Path) -> None:
+    (folder / "play.txt").write_text("First line\n\nsecond\r\nlast", encoding="utf-8", newline="")
+    (folder / "poem.txt").write_text("one", encoding="utf-8")
+    rows = list(read_source(SourceSpec(path="*.txt", format="document"), base=folder))
+    assert rows == [{"text": "First line\n\nsecond\r\nlast"}, {"text": "one"}]
+    lines = list(read_source(SourceSpec(path="play.txt"), base=folder))
+    assert [row["text"] for row in lines] == ["First line", "second", "last"]
+    assert list(read_source(SourceSpec(path="play.txt"), base=folder, plain_text="document")) == rows[:1]

@@ -236,3 +236,24 @@ def test_loading_writes_nothing_to_the_terminal(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, "bert", "AutoModelForMaskedLM")
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "vit"])
+def test_random_weights_need_no_weight_file_and_follow_the_seed(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, family)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        load_model(_spec(folder), _head(family), seed=0)
+    loaded, again, other = (load_model(_spec(folder, weights="random"), _head(family), seed=seed) for seed in (0, 0, 1))
+    first, second, third = (model.model.state_dict() for model in (loaded, again, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+    assert not loaded.model.training
+    assert loaded.model.config.num_labels == 5
+
+
+def test_random_weights_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(gguf_bytes())
+    with pytest.raises(ModelError, match="is a file of weights"):
+        load_model(_spec(file, weights="random"), _head(), seed=0)

@@ -63,6 +63,13 @@ def test_a_plan_is_a_recipe_that_gives_the_same_plan() -> None:
     assert "# " + first.sources["train.learning_rate"] in text
 
 
+def test_random_weights_are_for_methods_that_train_them_all() -> None:
+    changed = TEXT.replace("model: m", "model: {name: m, weights: random}")
+    with pytest.raises(RecipeError, match="lora would leave most of them random"):
+        plan(changed)
+    assert plan(changed, "method=full").recipe.model.weights == "random"
+
+
 def test_precision_follows_the_machine() -> None:
     assert plan().recipe.train.precision == "fp32"
     assert plan(gpu=True, bf16=True).recipe.train.precision == "bf16"

@@ -1,4 +1,4 @@
-"""Plain text: a row a line (column `text`), or class folders (columns `text` or `image`, and `label`)."""
+"""Plain text: a row a line or a row a file (column `text`), or class folders (columns `text` or `image`, and `label`)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ def read(file: SourceFile) -> Table:
                 lines, positions, size = [], [], 0
         if lines:
             _add(builder, {"text": lines}, positions)
+        return builder.finish()
+
+
+def read_document(file: SourceFile) -> Table:
+    """One row: the whole file, its line ends as they are."""
+    with file.builder("row") as builder:
+        _add(builder, {"text": ["".join(line for _, line in text_lines(file))]}, [1])
         return builder.finish()
 
 

@@ -143,3 +143,8 @@ def _scores(logits: Tensor, targets: Tensor, training: bool) -> tuple[Tensor, Te
     total = logits.logsumexp(-1)
     nll = total - logits.gather(-1, targets[:, None])[:, 0]
     return nll, total - logits.mean(-1) if training else logits.argmax(-1) == targets
+
+
+def probe_tokens(processor: Any, count: int = 8) -> Tensor:
+    """Some different token ids of a vocabulary: int64 (1, count)."""
+    return torch.linspace(0, len(processor) - 1, count).long()[None]

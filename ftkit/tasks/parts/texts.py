@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from ftkit.tasks.base import Batch, Features, Row, RowError
@@ -84,3 +85,10 @@ def shown_tokens(features: Features, processor: Any) -> list[tuple[str, str]]:
     tokens = [int(token) for token in features["input_ids"]]
     pairs = [(processor.convert_ids_to_tokens(token), "special token" if token in special else "") for token in tokens]
     return [*pairs, ("", f"cut at {len(tokens)} tokens")] if features["truncated"] else pairs
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Smallest, middle, mean and largest; nothing of nothing."""
+    if not values:
+        return {}
+    return {"min": min(values), "median": median(values), "mean": sum(values) / len(values), "max": max(values)}
