@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import filecmp
+import glob
+import shutil
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import ftkit
-from ftkit.cli.files import write_new
+from ftkit.cli.files import refuse_existing, write_new
 from ftkit.cli.options import AsJson, Force
 from ftkit.cli.output import emit, print_table, say
 from ftkit.errors import Problem, RecipeError
+from ftkit.recipe.reading import read_text
 
 app = typer.Typer(help="List, show and copy the recipes that come with ftkit.")
 
@@ -76,15 +81,49 @@ def copy(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Copy one, to make it your own."""
+    """Copy one, with the files beside it that it reads, to make it your own."""
     source = _find(name)
     target = destination or Path(source.name)
     target = target / source.name if target.is_dir() else target
-    write_new(target, source.read_text(encoding="utf-8"), force=force)
+    text = source.read_text(encoding="utf-8")
+    companions = {file: target.parent / file.relative_to(source.parent) for file in files_read(text, source.parent)}
+    companions = {file: copied for file, copied in companions.items() if not _same(file, copied)}
+    for path in (target, *companions.values()):
+        refuse_existing(path, force=force, make_folder=path != target)
+    for file, copied in companions.items():
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copied)
+    write_new(target, text, force=force)
+    copies = [str(path.absolute()) for path in companions.values()]
     if as_json:
-        emit({"name": _plain(name), "path": str(target.absolute())})
+        emit({"name": _plain(name), "path": str(target.absolute()), "files": copies})
     else:
-        say(f"{target}\n\nNext:\n  ftkit validate {target}\n  ftkit train {target}")
+        with_files = f" and {len(copies)} files that it reads" if copies else ""
+        say(f"{target}{with_files}\n\nNext:\n  ftkit validate {target}\n  ftkit train {target}")
+
+
+def _same(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)
+
+
+def files_read(text: str, folder: Path) -> list[Path]:
+    """The files below a recipe's folder that the recipe names, by path, glob or folder; sorted."""
+    found: set[Path] = set()
+    for value in _texts(read_text(text, "recipe").value):
+        stem = value.partition("#")[0]
+        if not stem or Path(stem).is_absolute() or ".." in Path(stem).parts or "\0" in stem:
+            continue
+        for path in folder.glob(stem) if glob.has_magic(stem) else [folder / stem]:
+            found.update(path.rglob("*") if path.is_dir() and path != folder else [path])
+    return sorted(path for path in found if path.is_file())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _plain(name: str) -> str:

@@ -71,3 +71,27 @@ def test_copy_replaces_nothing_unless_forced(ftkit: Run, folder: Path) -> None:
 )
 def test_the_summary_is_the_first_comment_that_says_something(text: str, summary: str) -> None:
     assert summary_of(text) == summary
+
+
+def test_copy_brings_the_files_that_a_recipe_reads(ftkit: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = folder / "site" / "ftkit" / "_recipes" / "some-task"
+    (task / "data" / "more").mkdir(parents=True)
+    for name in ("train-0.jsonl", "train-1.jsonl", "test.jsonl", "unused.jsonl", "more/deep.txt"):
+        (task / "data" / name).write_text(name, encoding="utf-8")
+    recipe = (
+        "# One.\nmodel: a/b\ndata: {train: [data/train-*.jsonl, data/more], test: {path: 'data/test.jsonl#5'}}\noutput: ../out\n"
+    )
+    (task / "one.yaml").write_text(recipe, encoding="utf-8")
+    monkeypatch.setattr(package, "__file__", str(task.parent.parent / "__init__.py"))
+    (folder / "mine").mkdir()
+    monkeypatch.chdir(folder / "mine")
+    assert "and 4 files that it reads" in ftkit("recipes", "copy", "some-task/one").out
+    found = sorted(path.relative_to(folder / "mine").as_posix() for path in (folder / "mine").rglob("*") if path.is_file())
+    assert found == ["data/more/deep.txt", "data/test.jsonl", "data/train-0.jsonl", "data/train-1.jsonl", "one.yaml"]
+    assert (folder / "mine" / "data" / "test.jsonl").read_text(encoding="utf-8") == "test.jsonl"
+    assert ftkit("recipes", "copy", "some-task/one", "two.yaml").code == 0
+    (folder / "mine" / "data" / "test.jsonl").write_text("my own", encoding="utf-8")
+    ended = ftkit("recipes", "copy", "some-task/one", "three.yaml")
+    assert ended.code == 2
+    assert "test.jsonl" in ended.err
+    assert not Path("three.yaml").exists()
