@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.models.quiet import quiet_libraries
 from ftkit.recipe import load as recipe_load
 from ftkit.recipe.schema import Recipe
 from ftkit.run.observer import Observer
@@ -59,8 +60,6 @@ def train(
     overwrite: move an existing folder aside. allow_code: the consent that `model.trust_remote_code` and `evaluate:` metrics need
     beside the recipe. Raises FtkitError subclasses; the result's exit code is 4 where a gate of `expect:` was not met.
     """
-    from ftkit.models.quiet import quiet_libraries
-
     quiet_libraries()
     from ftkit.run.train import train as run_train
 
@@ -70,6 +69,7 @@ def train(
 
 def load(run: str | Path, *, allow_code: bool = False) -> Predictor:
     """The model of a finished run: `.predict(rows)` and `.evaluate(split)`."""
+    quiet_libraries()
     from ftkit.run.predictor import load_predictor
 
     return load_predictor(Path(run), allow_code=allow_code)
@@ -83,6 +83,7 @@ def export(
     to: the folder to write (default: `export/<format>` in the run). Raises RecipeError if the method has no such form,
     ExportError if the export does not compute what the run computed.
     """
+    quiet_libraries()
     from ftkit.run.exporting import export_run
 
     return export_run(Path(run), format, to=Path(to) if to else None, allow_code=allow_code, observer=observer or Observer())

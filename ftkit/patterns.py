@@ -42,3 +42,21 @@ def matching(pattern: str, names: Iterable[str], *, whole: bool, key: str) -> li
             hint = "Leave out repetitions inside repetitions, such as `(a+)+`"
             raise RecipeError(Problem(message=message, key=key, hint=hint)) from None
     return found
+
+
+def last_group(pattern: str, text: str, *, key: str) -> str | None:
+    """What the pattern's one group matched in the last of its matches in a text, None if there is none.
+
+    Raises RecipeError, which names the recipe's `key`, if the text keeps the pattern busy for longer than a second.
+    """
+    import regex
+
+    found: str | None = None
+    try:
+        for match in regex.compile(pattern).finditer(text, timeout=SECONDS_PER_NAME):
+            found = match[1] if match[1] is not None else found
+    except TimeoutError:
+        message = f"the regular expression {pattern!r} did not finish on a text of {len(text)} characters within {SECONDS_PER_NAME:g} s"
+        hint = "Leave out repetitions inside repetitions, such as `(a+)+`"
+        raise RecipeError(Problem(message=message, key=key, hint=hint)) from None
+    return found

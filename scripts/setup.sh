@@ -1,4 +1,5 @@
-# Sourced by the other scripts: makes or reuses the virtual environment in .venv and installs ftkit with the extras in $EXTRAS.
+# Sourced by the other scripts: makes or reuses the virtual environment in .venv and installs ftkit with the extras in $EXTRAS,
+# and the packages in $ALONE without what they depend on.
 # Environment: FTKIT_VENV (default .venv), PYTHON (default: the newest of python3.13 ... python3.10, python3).
 
 set -euo pipefail
@@ -39,7 +40,7 @@ install_torch() {
 
 setup() {
   local python stamp
-  stamp="$(cat pyproject.toml constraints.txt scripts/setup.sh | cksum) $EXTRAS"
+  stamp="$(cat pyproject.toml constraints.txt scripts/setup.sh | cksum) $EXTRAS ${ALONE:-}"
   if [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.ftkit-setup" 2>/dev/null)" = "$stamp" ]; then
     say "using the virtual environment in $VENV"
     return
@@ -51,5 +52,9 @@ setup() {
   install_torch
   say "installing ftkit with its extras: $EXTRAS"
   "$VENV/bin/python" -m pip install --quiet --constraint constraints.txt --editable ".[$EXTRAS]"
+  if [ -n "${ALONE:-}" ]; then
+    say "installing $ALONE"
+    "$VENV/bin/python" -m pip install --quiet --no-deps $ALONE
+  fi
   echo "$stamp" >"$VENV/.ftkit-setup"
 }

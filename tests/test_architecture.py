@@ -16,14 +16,14 @@ ROOT = Path(ftkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    {"errors", "files", "paths", "__init__", "__main__"},
+    {"errors", "files", "paths", "patterns", "__init__", "__main__"},
     {"recipe.schema", "recipe.reading", "recipe.expectations"},
     {"metrics"},
     {"methods", "tasks"},
     {"registry", "recipe"},
     {"data", "models", "tuners"},
     {"training"},
-    {"exports", "report"},
+    {"exports", "report", "diagnostics"},
     {"run"},
     {"api"},
     {"cli"},

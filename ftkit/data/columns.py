@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from ftkit.data.file_contents import load_contents
 from ftkit.data.problems import Problems
 from ftkit.data.table import Table
 from ftkit.errors import Problem
@@ -70,15 +71,26 @@ def find_columns(table: Table, task: Task, columns: DataColumns, *, need_targets
     return {name: found[name] for name in declared if name in found}
 
 
-def apply_columns(table: Table, found: DataColumns) -> Table:
-    """The table under the task's column names. Raises DataError if the values of a column it needs do not fit together."""
+def apply_columns(table: Table, found: DataColumns, task: Task) -> Table:
+    """The table under the task's column names, with the content of files in place of their paths.
+
+    Raises DataError if the values of a column it needs do not fit together, or a file cannot be read.
+    """
     problems = Problems()
     for source in found.values():
         for part in _as_list(source):
             if part in table.conflicts:
                 problems.add(table.conflicts[part])
     problems.raise_if_any()
-    return table.project(found)
+    return load_files(table, found, task).project(found)
+
+
+def load_files(table: Table, found: DataColumns, task: Task) -> Table:
+    """The table with the content of files in place of their paths, in the columns where the task wants it. Raises DataError."""
+    for name in (name for name, column in task.columns().items() if column.file and name in found):
+        for part in _as_list(found[name]):
+            table = load_contents(table, part)
+    return table
 
 
 def check_rows(table: Table, check: Callable[[dict[str, Any]], None], columns: DataColumns, problems: Problems) -> None:

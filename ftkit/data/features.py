@@ -18,9 +18,11 @@ import pyarrow as pa
 
 from ftkit.data.arrow_files import SegmentWriter, explained_cache_errors, map_batches, sync_folder
 from ftkit.data.feature_columns import from_features, to_values
+from ftkit.data.problems import Problems
 from ftkit.data.table import Table, canonical
+from ftkit.errors import Problem
 from ftkit.paths import cache_folder
-from ftkit.tasks.base import Features, Task
+from ftkit.tasks.base import Features, Row, RowError, Task
 
 ROWS_PER_BATCH = 1000
 MANIFEST = "manifest.json"
@@ -97,7 +99,7 @@ def cache_key(table: Table, task: Task, processor_key: str, *, training: bool = 
         "options": task.options.model_dump(mode="json"),
         "state": task.state(),
         "code": {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in _code_files(type(task)).items()},
-        "versions": {name: _version(name) for name in ("ftkit", "transformers", "tokenizers", "pyarrow")},
+        "versions": {name: _version(name) for name in ("ftkit", "transformers", "tokenizers", "pyarrow", "pillow")},
     }
     return hashlib.sha256(canonical(parts)).hexdigest()
 
@@ -125,10 +127,36 @@ def _version(name: str) -> str:
         return ""
 
 
+def encode_checked(
+    task: Task, rows: Sequence[Row], processor: Any, *, training: bool, place: Callable[[int], str]
+) -> list[Features]:
+    """`task.encode`, with DataError for rows that only encoding finds to be unfit (an image that is cut short), up to 20 at once.
+
+    place: where a row stands, by its index into `rows`.
+    """
+    try:
+        return task.encode(rows, processor, training=training)
+    except RowError:
+        problems = Problems()
+        for index, row in enumerate(rows):
+            try:
+                task.encode([row], processor, training=training)
+            except RowError as error:
+                problems.add(Problem(message=error.message, place=place(index), key=error.column, hint=error.hint))
+        problems.raise_if_any()
+        raise
+
+
+def _places(table: Table, start: int) -> Callable[[int], str]:
+    return lambda index: table.place(start + index)
+
+
 def _encoded(table: Table, task: Task, processor: Any, training: bool, progress: Progress | None) -> Iterator[pa.RecordBatch]:
     for start in range(0, len(table), ROWS_PER_BATCH):
         rows = table.rows(np.arange(start, min(start + ROWS_PER_BATCH, len(table))))
-        features = [dict(feature) for feature in task.encode(rows, processor, training=training)]
+        features = [
+            dict(feature) for feature in encode_checked(task, rows, processor, training=training, place=_places(table, start))
+        ]
         if len(features) != len(rows) and not all("row" in feature for feature in features):
             raise ValueError(f"{task.name}.encode gave {len(features)} features for {len(rows)} rows without saying `row`")
         for index, feature in enumerate(features):

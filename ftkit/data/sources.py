@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ftkit.data.readers import columnar, delimited, hub, json_file, jsonl, text
+from ftkit.data.readers import columnar, conll, delimited, hub, json_file, jsonl, text
 from ftkit.data.readers.source_file import SourceFile
 from ftkit.data.table import Table
 from ftkit.errors import DataError, Problem
@@ -24,13 +24,16 @@ HUB_PREFIX = "hub:"
 READERS: dict[str, Callable[[SourceFile], Table]] = {
     "jsonl": jsonl.read,
     "json": json_file.read,
+    "squad": json_file.read_squad,
     "csv": delimited.read,
     "tsv": delimited.read,
+    "conll": conll.read,
     "parquet": columnar.read_parquet,
     "arrow": columnar.read_arrow,
     "text": text.read,
     "document": text.read_document,
     "folder": text.read_folder,
+    "image": text.read_image,
 }
 
 FORMAT_OF_SUFFIX = {
@@ -40,6 +43,10 @@ FORMAT_OF_SUFFIX = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".tab": "tsv",
+    ".conll": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".bio": "conll",
     ".parquet": "parquet",
     ".pq": "parquet",
     ".arrow": "arrow",
@@ -47,12 +54,13 @@ FORMAT_OF_SUFFIX = {
     ".ipc": "arrow",
     ".txt": "text",
     ".text": "text",
+    **dict.fromkeys(text.IMAGE_SUFFIXES, "image"),
 }
 
 FOLDER_FORMATS = {"folder", "arrow"}
 APPLIES_TO = {
-    "delimiter": {"csv", "tsv"},
-    "encoding": {"jsonl", "json", "csv", "tsv", "text", "document", "folder"},
+    "delimiter": {"csv", "tsv", "conll"},
+    "encoding": {"jsonl", "json", "squad", "csv", "tsv", "conll", "text", "document", "folder"},
     "revision": {"hub"},
     "config": {"hub"},
     "split": {"hub", "arrow"},

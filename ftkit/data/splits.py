@@ -96,7 +96,7 @@ def load_rows(
     found = find_columns(source, task, columns, need_targets=need_targets)
     if not need_targets:
         found = {name: column for name, column in found.items() if not task.columns()[name].target}
-    table = apply_columns(source, found)
+    table = apply_columns(source, found, task)
     problems = Problems()
     for check in (task.check_row, task.check_learned):
         check_rows(table, check, found, problems)
@@ -135,7 +135,7 @@ def _load(spec: DataSpec, task: Task, base: Path, name: str) -> _Loaded:
     seed = spec.split.seed if spec.split else 0
     raw = read_sources(getattr(spec, name), split=name, base=base, columns=wanted, seed=seed, plain_text=task.plain_text)
     found = [find_columns(table, task, spec.columns) for table in raw]
-    table = Table.concatenate([apply_columns(table, columns) for table, columns in zip(raw, found, strict=True)])
+    table = Table.concatenate([apply_columns(table, columns, task) for table, columns in zip(raw, found, strict=True)])
     strata = None
     if divided is not None and divided.stratify == "auto":
         auto = task.stratify_column()

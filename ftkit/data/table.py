@@ -112,6 +112,17 @@ class Table:
         batches = [_renamed(batch, parts) for batch in self._batches]
         return self._like(batches, list(columns), combined, self._indices)
 
+    def stored(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """The stored batches, each with the row of this table (-1: left out) that each of its rows is: int64 (rows,)."""
+        rows = np.full(int(self._starts[-1]), -1, dtype=np.int64)
+        rows[self._base_rows(np.arange(len(self)))] = np.arange(len(self))
+        for start, batch in zip(self._starts.tolist(), self._batches, strict=False):
+            yield batch, rows[start : start + batch.num_rows]
+
+    def with_stored(self, other: Table) -> Table:
+        """The same rows with the values that `other` stores; it must store as many rows, in the same order."""
+        return self._like(other._batches, self.column_names, self._combined, self._indices)
+
     def place(self, index: int) -> str:
         """Where the row comes from: `data/train.csv, line 17`, `x.parquet, row 3`, or the path of its file."""
         row = int(self._base_rows(self._checked([index]))[0])

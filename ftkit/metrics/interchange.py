@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,6 +91,18 @@ def _number(metric: ExternalMetric, results: dict[str, Any]) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def _as_array(values: Sequence[Any]) -> ndarray:
+    """Examples as an array; those that are lists of different lengths as an array of lists."""
+    import numpy as np
+
+    if len({len(value) if isinstance(value, list) else -1 for value in values}) < 2:
+        return np.asarray(values)
+    array = np.empty(len(values), dtype=object)
+    for index, value in enumerate(values):
+        array[index] = value
+    return array
+
+
 def _problem(metric: ExternalMetric, message: str, hint: str) -> RecipeError:
     return RecipeError(Problem(message=f"{metric.name!r} {message}", key="task.metrics", hint=hint))
 
@@ -103,7 +116,6 @@ def as_evaluate_metric(name: str, family: str | None = None) -> evaluate.Metric:
     """
     import datasets
     import evaluate
-    import numpy as np
 
     module = next((m for key, m in families().items() if name in m.METRICS and family in (None, key)), None)
     if module is None:
@@ -123,7 +135,7 @@ def as_evaluate_metric(name: str, family: str | None = None) -> evaluate.Metric:
         return evaluate.MetricInfo(description=spec.summary, citation="", inputs_description="", features=features)
 
     def _compute(self: evaluate.Metric, **arrays: Any) -> dict[str, float | None]:
-        return {name: compute(**{argument: np.asarray(arrays[argument]) for argument in inputs})}
+        return {name: compute(**{argument: _as_array(arrays[argument]) for argument in inputs})}
 
     # `evaluate` names a metric after its class.
     metric_class = type(name, (evaluate.Metric,), {"_info": _info, "_compute": _compute})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class ModelFacts:
     hidden_size, block_count: width and number of transformer blocks (encoder + decoder).
     max_positions: longest input in tokens, None where the architecture has no limit.
     path: the folder (or .gguf file) it lies in; None for a hub id that is not on this machine.
+    channels: of the images that it takes; None where the config does not say.
+    decoder_path: where the decoder lies, if it is a model of its own.
     """
 
     kind: str
@@ -34,6 +36,8 @@ class ModelFacts:
     max_positions: int | None
     vocab_size: int | None
     path: Path | None
+    channels: int | None = None
+    decoder_path: Path | None = None
 
 
 UNKNOWN = ModelFacts(kind="unknown", model_type="", hidden_size=0, block_count=0, max_positions=None, vocab_size=None, path=None)
@@ -68,8 +72,11 @@ def read_facts(spec: ModelSpec, base: Path | None = None) -> ModelFacts:
 
     base: folder that relative paths are tried against after the working folder (the recipe's own).
     A hub id is looked up in the local hub cache only, never on the network; if it is not there, kind is `unknown`.
-    Raises ModelError if a local model is missing, damaged, not safe to read (pickle, its own code) or lacks its tokenizer.
+    Raises ModelError if a local model is missing, damaged, not safe to read (pickle, its own code) or lacks its tokenizer, or if
+    `name` and `decoder` make no pair.
     """
+    if spec.decoder is not None:
+        return _of_pair(spec, base)
     path = locate(spec.name, base)
     if path is None:
         return _from_hub_cache(spec)
@@ -79,6 +86,46 @@ def read_facts(spec: ModelSpec, base: Path | None = None) -> ModelFacts:
     facts = facts_of_config(config, path)
     check_folder(path, config, spec, text=facts.kind != "vision")
     return facts
+
+
+def _of_pair(spec: ModelSpec, base: Path | None) -> ModelFacts:
+    encoder = read_facts(encoder_spec(spec), base)
+    try:
+        decoder = read_facts(decoder_spec(spec), base)
+    except ModelError as error:
+        raise ModelError([replace(problem, key="model.decoder") for problem in error.problems]) from error
+    for key, facts, kinds in (("name", encoder, ("encoder",)), ("decoder", decoder, ("encoder", "decoder"))):
+        if facts.kind not in (*kinds, "unknown"):
+            message = f"{facts.model_type} is of the kind {facts.kind!r}; a pair needs one of the kind {' or '.join(kinds)} here"
+            raise ModelError(Problem(message=message, key=f"model.{key}", hint="Leave out `decoder`, or choose another model"))
+    pair = _joined(encoder, decoder, encoder.path)
+    return replace(pair, decoder_path=decoder.path)
+
+
+def encoder_spec(spec: ModelSpec) -> ModelSpec:
+    """The first model of a pair by itself."""
+    return spec.model_copy(update={"decoder": None})
+
+
+def decoder_spec(spec: ModelSpec) -> ModelSpec:
+    """The second model of a pair by itself."""
+    changes: dict[str, Any] = {"name": spec.decoder, "decoder": None}
+    return spec.model_copy(
+        update=changes if spec.decoder == spec.name else {**changes, "revision": None, "trust_remote_code": False}
+    )
+
+
+def _joined(encoder: ModelFacts, decoder: ModelFacts, path: Path | None) -> ModelFacts:
+    limits = [facts.max_positions for facts in (encoder, decoder) if facts.max_positions is not None]
+    return ModelFacts(
+        kind="encoder-decoder",
+        model_type="encoder-decoder",
+        hidden_size=decoder.hidden_size,
+        block_count=encoder.block_count + decoder.block_count if encoder.block_count and decoder.block_count else 0,
+        max_positions=min(limits, default=None),
+        vocab_size=decoder.vocab_size,
+        path=path,
+    )
 
 
 def _from_hub_cache(spec: ModelSpec) -> ModelFacts:
@@ -103,6 +150,8 @@ def facts_of_config(config: Mapping[str, Any], path: Path | None) -> ModelFacts:
     if not isinstance(model_type, str):
         hint = "transformers writes it; copy config.json from the model's origin"
         raise ModelError(Problem(message="config.json names no `model_type`", place=str(path or ""), key="model.name", hint=hint))
+    if model_type == "encoder-decoder" and all(isinstance(config.get(part), dict) for part in ("encoder", "decoder")):
+        return _joined(facts_of_config(config["encoder"], path), facts_of_config(config["decoder"], path), path)
     text = {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
     kind = _kind(config, model_type)
     return ModelFacts(
@@ -113,6 +162,7 @@ def facts_of_config(config: Mapping[str, Any], path: Path | None) -> ModelFacts:
         max_positions=None if kind == "vision" else _max_positions(text, model_type),
         vocab_size=_first(text, ("vocab_size",)),
         path=path,
+        channels=_first(config, ("num_channels",)),
     )
 
 

@@ -39,11 +39,13 @@ class ModelLayout:
     """The parts of a plain (not PEFT-wrapped) transformers model with a head.
 
     fresh: names of parameters that the checkpoint did not provide (newly initialized).
+    assembled: the model was put together of two pretrained ones; what is wholly fresh inside its blocks (cross-attention) counts
+    as head.
     Raises ModelError if the blocks of the model cannot be found.
     """
 
-    def __init__(self, model: nn.Module, fresh: Iterable[str] = ()) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, fresh: Iterable[str] = (), *, assembled: bool = False) -> None:
+        self.model, self.assembled = model, assembled
         self._modules = dict(model.named_modules())
         self._parameters = dict(model.named_parameters())
         first_names = {id(parameter): name for name, parameter in self._parameters.items()}
@@ -51,12 +53,13 @@ class ModelLayout:
         self.fresh = frozenset(self._first_name.get(name, name) for name in fresh)
         prefix = getattr(model, "base_model_prefix", "")
         self.backbone_name: str = prefix if prefix and prefix in self._modules else ""
+        self._pair = _pair_backbones(model)
         self._bare_heads = frozenset(self._find_bare_heads())
         self.blocks: list[Block] = self._find_blocks()
         self._head_modules = self._find_head()
         # A dict for its order and its fast membership test.
         self._head_parameters = dict.fromkeys(self._find_head_parameters())
-        self._roles = {block.name: classify_block(block.name, block.module) for block in self.blocks}
+        self._roles = {block.name: self._find_roles(block) for block in self.blocks}
         self._depths = {name: self._find_depth(name) for name in self._parameters}
 
     # --- parts ---------------------------------------------------------------------------------------------------
@@ -212,6 +215,8 @@ class ModelLayout:
         return heads + self._fresh_backbone_modules(heads)
 
     def _in_backbone(self, parameter_name: str) -> bool:
+        if self._pair:
+            return any(_within(parameter_name, name) for name in self._pair)
         if self.backbone_name:
             return _within(parameter_name, self.backbone_name)
         return parameter_name.partition(".")[0] not in self._bare_heads
@@ -235,7 +240,7 @@ class ModelLayout:
 
     def _fresh_backbone_modules(self, heads: list[str]) -> list[str]:
         found: list[str] = []
-        blocks = [block.name for block in self.blocks]
+        blocks = [] if self.assembled else [block.name for block in self.blocks]
         for name, module in self._modules.items():
             parameters = [f"{name}.{inner}" for inner, _ in module.named_parameters()]
             outside = any(_within(name, other) or _within(other, name) for other in (*blocks, *heads, *found))
@@ -243,6 +248,10 @@ class ModelLayout:
             if parameters and name and not outside and not embeds and self.fresh.issuperset(parameters):
                 found.append(name)
         return found
+
+    def _find_roles(self, block: Block) -> dict[str, str]:
+        roles = classify_block(block.name, block.module)
+        return {path: role for path, role in roles.items() if not any(_within(path, head) for head in self._head_modules)}
 
     def _find_head_parameters(self) -> list[str]:
         def belongs(name: str) -> bool:
@@ -274,6 +283,13 @@ class ModelLayout:
         first = next(block for block in self.blocks if block.stack == stack.stack)
         follows = order.index(module) > order.index(first.name) or "final" in module
         return stack.index + 1 if follows else 0
+
+
+def _pair_backbones(model: Any) -> tuple[str, ...]:
+    """The two bodies of an EncoderDecoderModel, whose decoder has its own head; nothing for other models."""
+    if model.config.model_type != "encoder-decoder":
+        return ()
+    return ("encoder", f"decoder.{model.decoder.base_model_prefix}")
 
 
 def _is_headless(model: Any) -> bool:
@@ -353,8 +369,8 @@ def _stack_name(name: str, all_names: list[str]) -> str:
     segments = name.split(".")
     if len(all_names) == 1:
         return ""
-    for known in ("encoder", "decoder"):
-        if known in segments:
-            return known
+    # The first one: the decoder of a pair of models may be an encoder by itself (decoder.bert.encoder.layer).
+    if known := next((segment for segment in segments if segment in ("encoder", "decoder")), ""):
+        return known
     shared = min(_shared_segments(name, other) for other in all_names if other != name)
     return segments[shared]

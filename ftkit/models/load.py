@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import ModelError, Problem
-from ftkit.models.facts import ModelFacts, read_facts
+from ftkit.models.facts import ModelFacts, decoder_spec, encoder_spec, read_facts
 from ftkit.models.folder import locate
 from ftkit.models.processor import align_padding, load_processor, processor_key
 from ftkit.models.quiet import quiet_libraries
@@ -25,6 +25,7 @@ __all__ = ["LoadedModel", "align_padding", "load_model", "load_processor", "proc
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHOWN = 5
+PAIR_CLASS = "AutoModelForSeq2SeqLM"
 
 
 @dataclass
@@ -53,17 +54,22 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     quiet_libraries()
     import torch
 
+    from ftkit.models.encoder_decoder import finish_pair
     from ftkit.models.layout import ModelLayout
 
     source, arguments = _arguments(spec, base)
-    config = _build_config(spec, source, arguments, head)
+    config = _build_config(spec, source, arguments, head.config) if spec.decoder is None else _pair_config(spec, facts, head, base)
     torch.manual_seed(seed)
     if spec.weights == "random":
         model, info = _from_config(spec, head, arguments, config), dict[str, Any](missing_keys=[], mismatched_keys=[])
+    elif spec.decoder is not None:
+        model, info = _pair_from_pretrained(spec, base, config)
     else:
-        model, info = _from_pretrained(spec, head, source, arguments, config)
+        model, info = _from_pretrained(spec, head.auto_class, source, arguments, config)
+    if config.model_type == "encoder-decoder":
+        finish_pair(model)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
-    layout = ModelLayout(model, {*info["missing_keys"], *mismatched})
+    layout = ModelLayout(model, {*info["missing_keys"], *mismatched}, assembled=spec.decoder is not None)
     _check_complete(spec, layout, mismatched, head)
     return LoadedModel(model=model, layout=layout, facts=facts, fresh=layout.fresh)
 
@@ -91,7 +97,7 @@ def _arguments(spec: ModelSpec, base: Path | None) -> tuple[str | Path, dict[str
     return (path.parent, {**arguments, "gguf_file": path.name}) if path.is_file() else (path, arguments)
 
 
-def _build_config(spec: ModelSpec, source: str | Path, arguments: dict[str, Any], head: Head) -> Any:
+def _build_config(spec: ModelSpec, source: str | Path, arguments: dict[str, Any], entries: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -99,13 +105,50 @@ def _build_config(spec: ModelSpec, source: str | Path, arguments: dict[str, Any]
     except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
         raise _unloadable(spec.name, error) from error
     # num_labels first: setting it makes up new label names, which those of the task then replace.
-    for name in sorted(head.config, key=lambda entry: entry != "num_labels"):
-        setattr(config, name, head.config[name])
+    for name in sorted(entries, key=lambda entry: entry != "num_labels"):
+        setattr(config, name, entries[name])
     return config
 
 
+def _pair_config(spec: ModelSpec, facts: ModelFacts, head: Head, base: Path | None) -> Any:
+    from ftkit.models.encoder_decoder import pair_config
+
+    if head.auto_class != PAIR_CLASS:
+        message = f"with `decoder` the model is a sequence-to-sequence model; this task needs an {head.auto_class}"
+        raise ModelError(Problem(message=message, key="model.decoder", hint="Leave it out, or choose the task seq2seq"))
+    parts = (encoder_spec(spec), decoder_spec(spec))
+    encoder, decoder = (_build_config(part, *_arguments(part, base), {}) for part in parts)
+    config = pair_config(encoder, decoder, load_processor(spec, facts, base))
+    for name, value in head.config.items():
+        setattr(config, name, value)
+    return config
+
+
+def _pair_from_pretrained(spec: ModelSpec, base: Path | None, config: Any) -> tuple[Any, dict[str, Any]]:
+    from ftkit.models.encoder_decoder import load_pair
+
+    def load_encoder(auto_class: str, own_config: Any) -> Any:
+        part = encoder_spec(spec)
+        return _from_pretrained(part, auto_class, *_arguments(part, base), own_config)
+
+    def load_decoder(auto_class: str, own_config: Any) -> Any:
+        part = decoder_spec(spec)
+        try:
+            return _from_pretrained(part, auto_class, *_arguments(part, base), own_config)
+        except ModelError as error:
+            raise ModelError([replace(problem, key="model.decoder") for problem in error.problems]) from error
+
+    try:
+        return load_pair(config, load_encoder, load_decoder)
+    except ValueError as error:  # transformers tells decoders without cross-attention only when it puts the two together.
+        problem = _unloadable(str(spec.decoder), error).problems[0]
+        raise ModelError(
+            replace(problem, key="model.decoder", hint="Choose a decoder with cross-attention, such as BERT")
+        ) from error
+
+
 def _from_pretrained(
-    spec: ModelSpec, head: Head, source: str | Path, arguments: dict[str, Any], config: Any
+    spec: ModelSpec, auto_name: str, source: str | Path, arguments: dict[str, Any], config: Any
 ) -> tuple[Any, dict[str, Any]]:
     import transformers
     from safetensors import SafetensorError
@@ -118,13 +161,13 @@ def _from_pretrained(
         options["use_safetensors"] = True
     if spec.attention != "auto":
         options["attn_implementation"] = spec.attention
-    auto_class = getattr(transformers, head.auto_class)
+    auto_class = getattr(transformers, auto_name)
     try:
         return auto_class.from_pretrained(
             source, config=config, dtype=_dtype(spec), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _unsuitable(spec, head, config, error) from error
+        raise _unsuitable(spec, auto_name, config, error) from error
 
 
 def _from_config(spec: ModelSpec, head: Head, arguments: dict[str, Any], config: Any) -> Any:
@@ -138,7 +181,7 @@ def _from_config(spec: ModelSpec, head: Head, arguments: dict[str, Any], config:
     try:
         model = auto_class.from_config(config, dtype=_dtype(spec), trust_remote_code=spec.trust_remote_code, **options)
     except (ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise _unsuitable(spec, head, config, error) from error
+        raise _unsuitable(spec, head.auto_class, config, error) from error
     return model.eval()
 
 
@@ -148,9 +191,9 @@ def _dtype(spec: ModelSpec) -> Any:
     return torch.float32 if spec.dtype == "auto" else getattr(torch, spec.dtype)
 
 
-def _unsuitable(spec: ModelSpec, head: Head, config: Any, error: Exception) -> ModelError:
+def _unsuitable(spec: ModelSpec, auto_class: str, config: Any, error: Exception) -> ModelError:
     if "Unrecognized configuration class" in str(error):
-        message = f"transformers has no {head.auto_class} for the architecture {config.model_type!r}"
+        message = f"transformers has no {auto_class} for the architecture {config.model_type!r}"
         return ModelError(Problem(message=message, key="task", hint="Choose another model or another task"))
     return _unloadable(spec.name, error)
 
@@ -163,7 +206,7 @@ def _unloadable(name: str, error: Exception) -> ModelError:
 
 def _check_complete(spec: ModelSpec, layout: ModelLayout, mismatched: set[str], head: Head) -> None:
     """Fresh parameters belong in the head (with a pooler); anywhere else the model would compute noise."""
-    new = set() if head.pretrained else set(layout.head_parameters())
+    new = set() if head.pretrained and not layout.assembled else set(layout.head_parameters())
     lacking = [name for name in layout.model.state_dict() if layout.canonical(name) in layout.fresh - new]
     if not lacking:
         return

@@ -32,6 +32,8 @@ def load_processor(spec: ModelSpec, facts: ModelFacts, base: Path | None = None)
             "Convert it once with transformers' convert_slow_tokenizer and save tokenizer.json, or name another `model.tokenizer`"
         )
         raise ModelError(Problem(message=f"{type(tokenizer).__name__} has no fast version, which ftkit needs", key=key, hint=hint))
+    if spec.decoder not in (None, spec.name):
+        _check_same_vocabulary(spec, tokenizer, base)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             hint = "Set `pad_token` in its tokenizer_config.json to a token of its vocabulary"
@@ -56,6 +58,16 @@ def _load_tokenizer(spec: ModelSpec, key: str, base: Path | None) -> Any:
         raise _unloadable("tokenizer", spec.tokenizer or spec.name, key, error) from error
 
 
+def _check_same_vocabulary(spec: ModelSpec, tokenizer: Any, base: Path | None) -> None:
+    """Raises ModelError if the decoder of a pair reads other tokens than the encoder: one tokenizer serves both."""
+    other = _load_tokenizer(
+        spec.model_copy(update={"name": spec.decoder, "revision": None, "tokenizer": None}), "model.decoder", base
+    )
+    if other.get_vocab() != tokenizer.get_vocab():
+        message = f"{spec.decoder!r} has another vocabulary than {spec.tokenizer or spec.name!r}"
+        raise ModelError(Problem(message=message, key="model.decoder", hint="Choose two models with the same tokenizer"))
+
+
 def _is_plain(folder: Path, key: str) -> bool:
     """Whether a folder says that tokenizer.json is all there is to its tokenizer."""
     settings = folder / "tokenizer_config.json"
@@ -72,7 +84,8 @@ def _load_image_processor(spec: ModelSpec, base: Path | None) -> Any:
         hint = "Copy preprocessor_config.json from the model's origin: it states the image size, mean and deviation"
         raise ModelError(Problem(message="has no preprocessor_config.json", place=str(source), key="model.name", hint=hint))
     try:
-        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, **arguments)
+        # Not torchvision's version, which resizes a little differently: a run would depend on whether torchvision is installed.
+        return AutoImageProcessor.from_pretrained(source, trust_remote_code=False, backend="pil", **arguments)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise _unloadable("image processor", spec.name, "model.name", error) from error
 

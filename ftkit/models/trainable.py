@@ -95,6 +95,8 @@ def _own_half(module: nn.Module) -> Tensor:
 
 
 def _in_head(path: str, module: nn.Module, layout: ModelLayout) -> bool:
+    if layout.assembled:
+        return False  # Its new parts lie between pretrained ones, which take the type that they were loaded in.
     names = {layout.canonical(f"{path}.{name}" if path else name) for name, _ in module.named_parameters(recurse=False)}
     return not names.isdisjoint(layout.head_parameters())
 

@@ -134,14 +134,19 @@ def _fill(value: Any, key: str, defaults: Mapping[str, Default], sources: dict[s
 def _absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     """Local relative paths made absolute, so that the plan runs from any folder."""
     model = recipe.model
-    names = {key: locate(getattr(model, key), base) for key in ("name", "tokenizer") if getattr(model, key)}
+    names = {key: locate(getattr(model, key), base) for key in ("name", "decoder", "tokenizer") if getattr(model, key)}
     data = recipe.data
     sources = {
         split: [source.model_copy(update={"path": locate(source.path, base)}) for source in getattr(data, split)]
         for split in ("train", "validation", "test")
         if getattr(data, split) is not None
     }
-    return recipe.model_copy(update={"model": model.model_copy(update=names), "data": data.model_copy(update=sources)})
+    options = recipe.task.options
+    written = {name: getattr(options, name) for name in TASKS.get(recipe.task.name).path_options}
+    files = {name: locate(text, base) for name, text in written.items() if isinstance(text, str) and Path(text).suffix}
+    task = recipe.task.model_copy(update={"options": options.model_copy(update=files)})
+    changes = {"model": model.model_copy(update=names), "task": task, "data": data.model_copy(update=sources)}
+    return recipe.model_copy(update=changes)
 
 
 def locate(text: str, base: Path) -> str:
@@ -184,6 +189,11 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
         found.append(("task", reason, ""))
     if reason := method.refusal(facts):
         found.append(("method", reason, ""))
+    held_back = recipe.data.validation or (recipe.data.split and recipe.data.split.validation)
+    if task.needs_validation and not held_back:
+        found.append(
+            ("task", f"{task.needs_validation} needs validation rows, and there are none", "Set data.split.validation: 0.1")
+        )
     if recipe.model.weights == "random" and not method.capabilities.from_scratch:
         found.append(("model.weights", f"random weights: {method.name} would leave most of them random", "Use `method: full`"))
     if recipe.train.precision == "fp16" and not gpu:

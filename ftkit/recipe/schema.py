@@ -43,6 +43,12 @@ class ModelSpec(Strict):
         description="Hub id, local folder, .gguf file, or `package:<importable package>/<path inside it>`.",
     )
     revision: str | None = Field(None, description="Commit, tag or branch of a hub id. Pin a commit for runs that must repeat.")
+    decoder: str | None = Field(
+        None,
+        min_length=1,
+        description="Second model, same forms as `name`: the two become encoder and decoder of a sequence-to-sequence model with new "
+        "cross-attention. It must have the same vocabulary. `revision` and `trust_remote_code` count for it only if it is `name` again.",
+    )
     weights: Literal["pretrained", "random"] = Field(
         "pretrained", description="random: start from random weights; of the folder only config.json is read. Needs method `full`."
     )
@@ -68,9 +74,9 @@ class SourceSpec(Strict):
         min_length=1,
         description="File, glob, folder of class folders, `package:` path or hub id. `path#500` takes 500 rows, drawn by the split seed.",
     )
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "document", "folder", "hub"] = Field(
-        "auto", description="auto: by the file ending."
-    )
+    format: Literal[
+        "auto", "jsonl", "json", "squad", "csv", "tsv", "conll", "parquet", "arrow", "text", "document", "folder", "image", "hub"
+    ] = Field("auto", description="auto: by the file ending.")
     weight: float = Field(
         1.0, gt=0, description="How often each row is seen in an epoch: 2 is twice, 0.5 is a fresh half of the rows in each epoch."
     )
@@ -78,7 +84,7 @@ class SourceSpec(Strict):
         "utf-8",
         description="Character encoding of text formats; several by comma are tried in turn: `utf-8,latin-1`.",
     )
-    delimiter: str | None = Field(None, min_length=1, max_length=1, description="Field separator of csv files.")
+    delimiter: str | None = Field(None, min_length=1, max_length=1, description="Field separator of csv and conll files.")
     revision: str | None = Field(None, description="Commit, tag or branch of a hub data set.")
     config: str | None = Field(None, description="Configuration name of a hub data set.")
     split: str | None = Field(None, description="Split of a hub data set. Default: the split that this source is listed under.")

@@ -39,9 +39,9 @@ def make_lock(plan: Plan, splits: Splits, processor_key: str, *, world_size: int
 
 def hash_model(facts: ModelFacts) -> dict[str, str]:
     """sha256 of each config, tokenizer and weight file of the base model; empty for a model that is not on this machine."""
-    if facts.path is None:
-        return {}
-    return {path.name: sha256_of(path) for path in model_files(facts.path)}
+    hashes = {} if facts.path is None else {path.name: sha256_of(path) for path in model_files(facts.path)}
+    decoder = [] if facts.decoder_path in (None, facts.path) else model_files(facts.decoder_path)
+    return {**hashes, **{f"decoder/{path.name}": sha256_of(path) for path in decoder}}
 
 
 def training_values(plan: Plan) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ftkit.data.features import encode_checked
 from ftkit.data.splits import Splits, load_splits
 from ftkit.models.facts import ModelFacts, read_facts
 from ftkit.recipe.plan import Plan, make_plan, recipe_values
@@ -169,7 +170,8 @@ def inspect_rows(recipe: Recipe, *, split: str, rows: int) -> list[dict[str, Any
     table = tables[split]
     shown = []
     for index in range(min(rows, len(table))):
-        for features in task.encode([table[index]], processor, training=split == "train"):
+        place = [table.place(index)].__getitem__
+        for features in encode_checked(task, [table[index]], processor, training=split == "train", place=place):
             tokens = [list(pair) for pair in task.inspect(features, processor)]
             shown.append(
                 {"row": index, "place": table.place(index), "tokens": tokens, "truncated": bool(features.get("truncated", False))}

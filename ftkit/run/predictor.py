@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from accelerate import Accelerator
 
 from ftkit.data.building import table_from_rows
+from ftkit.data.columns import find_columns, load_files
 from ftkit.data.sources import read_source
 from ftkit.data.splits import load_rows, load_splits
 from ftkit.data.table import Table
@@ -55,7 +56,11 @@ class Predictor:
         """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive."""
         if source == "-":
             return _json_lines(sys.stdin)
-        return iter(read_source(SourceSpec(path=source), split="test", base=Path.cwd(), plain_text=self.task.plain_text))
+        table = read_source(SourceSpec(path=source), split="test", base=Path.cwd(), plain_text=self.task.plain_text)
+        if any(column.file for column in self.task.columns().values()):
+            # Here and not in `predict`, because paths start from the data file.
+            table = load_files(table, find_columns(table, self.task, self.plan.recipe.data.columns, need_targets=False), self.task)
+        return iter(table)
 
     def predict(self, rows: Iterable[Mapping[str, Any]], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Rows are under the data's column names, as in training; targets are not needed.

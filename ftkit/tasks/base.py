@@ -63,12 +63,14 @@ class Column:
     required: every row must have it for training and evaluation (`predict` needs only those with `target=False`).
     target: the answer to learn, absent at prediction.
     names: usual names of such a column in data sets, best first; used to find it when `data.columns` does not say.
+    file: it holds the content of files; a path in the data is replaced by {"bytes", "path"} of its file.
     """
 
     summary: str
     required: bool = True
     target: bool = False
     names: tuple[str, ...] = ()
+    file: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,9 @@ class Task(ABC):
 
     plain_text: ClassVar[Literal["text", "document"]] = "text"
     """What a row of a .txt file is, unless the source names a format: a line, or the whole file."""
+
+    path_options: ClassVar[frozenset[str]] = frozenset()
+    """Options of text that may name a local file; a value with a file ending does, and the plan makes it absolute."""
 
     allow_code: bool = False
     """Whether code that the options name (a metric script) may run; set by the caller from --trust-remote-code."""
@@ -223,6 +228,9 @@ class Task(ABC):
     def generates(self, names: Sequence[str] | None) -> bool:
         """Whether these metrics (None: all) need text that the model generates."""
         return False
+
+    needs_validation: str = ""
+    """The option that needs a validation split, as `key: value`; '' if none does."""
 
     generates_to_present: bool = False
     """Whether `present` needs generated text that no metric needs."""

@@ -33,6 +33,7 @@ TASK_TYPES = {
     "LMHeadModel": TaskType.CAUSAL_LM,
     "ForConditionalGeneration": TaskType.SEQ_2_SEQ_LM,
     "MTModel": TaskType.SEQ_2_SEQ_LM,
+    "EncoderDecoderModel": TaskType.SEQ_2_SEQ_LM,
 }
 """PEFT's task type by the ending of the model class. PEFT has none for images, masked language models and the like."""
 

@@ -31,7 +31,6 @@ from ftkit.run.observer import Observer
 from ftkit.run.planning import make_plan_here
 from ftkit.run.results import peak_memory_mib
 from ftkit.run.wiring import encode_splits, prepare_model, prepare_processor
-from ftkit.training.evaluation import forward
 from ftkit.training.events import StepEvent
 from ftkit.training.loop import warmup_steps
 from ftkit.training.seeding import seed_everything
@@ -288,7 +287,7 @@ def compare_start(request: dict[str, Any]) -> dict[str, Any]:
     first = range(min(START_ROWS, len(store)))
     model = prepare_model(prepared.plan, prepared.task, prepared.tokenizer, seed=recipe.seed, allow_code=False).model.eval()
     batch = prepared.task.collate(store.take(first), prepared.tokenizer)
-    loss = prepared.task.loss(forward(model, prepared.task, batch), batch) / prepared.task.target_count(batch)
+    loss = prepared.task.loss(prepared.task.forward(model, batch), batch) / prepared.task.target_count(batch)
     ours = _start_facts(model, loss)
     model = reference_model(prepared).eval()
     rows = as_dataset(store).select(first)

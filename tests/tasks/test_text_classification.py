@@ -651,3 +651,71 @@ def test_a_probability_at_the_threshold_is_treated_alike_everywhere(threshold: f
     prediction = {"example": 0, "probabilities": np.array([threshold], np.float32)}
     rows = [{"text": "x", "label": task.present(prediction, {"text": "x"})["labels"]}]
     assert task.score([prediction], rows) == {"accuracy": 1.0}
+
+
+def test_weights_and_focal_loss_change_training_only() -> None:
+    rows = [*SINGLE, {"text": "w5", "label": "news"}]
+    plain, weighted = make(rows), make(rows, class_weights="balanced", focal_gamma=2.0)
+    tokenizer = tiny_tokenizer()
+    batch = plain.collate(numbered(plain.encode(rows, tokenizer)), tokenizer)
+    outputs = type("Outputs", (), {"logits": torch.randn(len(rows), 3, generator=torch.Generator().manual_seed(0))})
+    assert float(weighted.loss(outputs, batch)) != pytest.approx(float(plain.loss(outputs, batch)))
+    with torch.no_grad():
+        assert float(weighted.loss(outputs, batch)) == pytest.approx(float(plain.loss(outputs, batch)))
+
+
+def test_weights_of_unknown_labels_are_refused() -> None:
+    with pytest.raises(DataError, match="no row has the label 'weather'"):
+        make(SINGLE, class_weights={"weather": 2.0})
+    assert "'weather' not in labels" in make(labels=["a", "b"], class_weights={"weather": 2.0}).check_options()
+    assert "a regression has no labels" in make(problem_type="regression", focal_gamma=1.0).check_options()
+
+
+def test_thresholds_are_tuned_on_validation_rows_and_used_afterwards() -> None:
+    task = make(SEVERAL, problem_type="multi_label", threshold="tuned")
+    rows = [{"text": "x", "label": ["a"] if index < 12 else []} for index in range(40)]
+    scores = [0.3 - index / 1000 if index < 12 else 0.1 for index in range(40)]
+    found = [{"example": index, "probabilities": np.array([score, 0.4, 0.01])} for index, score in enumerate(scores)]
+    assert task.needs_validation == "threshold: tuned"
+    assert task.present(found[0], rows[0])["labels"] == []
+    task.calibration = task.calibrate(found, rows)
+    assert 0.1 < task.calibration["thresholds"]["a"] < 0.289
+    assert "a" in task.present(found[0], rows[0])["labels"]
+    assert "a" not in task.present(found[39], rows[39])["labels"]
+    assert json.loads(json.dumps(task.calibration)) == task.calibration
+    assert make(SEVERAL, problem_type="multi_label").calibrate(found, rows) == {}
+
+
+LONG = " ".join(f"w{number}" for number in range(30))
+
+
+def test_windows_are_pooled_to_the_mean_of_their_logits() -> None:
+    for problem, rows in EXAMPLES.items():
+        task = make(rows, problem_type=problem, long_texts="windows", max_length=10, window_stride=5)
+        tokenizer = tiny_tokenizer()
+        features = task.encode([{**rows[0], "text": LONG}, rows[1]], tokenizer)
+        assert [item["row"] for item in features] == [0] * 6 + [1]
+        assert all(item["label"] == features[0]["label"] for item in features[:6])
+        batch = task.collate([{**item, "example": item["row"]} for item in features], tokenizer)
+        width = 1 if problem == "regression" else 3
+        logits = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
+        parts = task.predictions(type("Outputs", (), {"logits": logits}), batch)
+        pooled = task.combine(parts[:6])
+        expected = task.predictions(
+            type("Outputs", (), {"logits": logits[:6].mean(0, keepdim=True)}), {"example": torch.tensor([0])}
+        )[0]
+        key = "value" if problem == "regression" else "probabilities"
+        np.testing.assert_allclose(pooled[key], expected[key], rtol=1e-4)
+        assert task.combine(parts[6:]) is parts[6]
+
+
+def test_head_and_tail_keeps_both_ends() -> None:
+    task = make(SINGLE, long_texts="head_tail", max_length=10)
+    tokenizer = tiny_tokenizer()
+    tokens = tokenizer.convert_ids_to_tokens(task.encode([{"text": LONG}], tokenizer)[0]["input_ids"])
+    assert tokens == ["<cls>", "w0", "w1", *(f"w{number}" for number in range(24, 30)), "<sep>"]
+
+
+def test_long_pairs_can_only_be_cut() -> None:
+    with pytest.raises(DataError, match="is for single texts"):
+        make([{**row, "text_pair": "w1"} for row in SINGLE], long_texts="windows")

@@ -1,12 +1,14 @@
-"""JSON: a list of objects, or an object with such a list under `data`. Read piece by piece, never as a whole."""
+"""JSON: a list of objects, or an object with such a list under `data` (SQuAD: of articles). Read piece by piece, never as a whole."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 from ftkit.data.problems import shorten
+from ftkit.data.readers import squad
 from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, text_lines
 from ftkit.data.table import Table
 from ftkit.errors import DataError, Problem
@@ -18,11 +20,15 @@ _SPACE = " \t\r\n"
 
 
 def read(file: SourceFile) -> Table:
-    """Rows of a JSON file. Raises DataError with line and column where it is not valid JSON."""
+    """Rows of a JSON file; questions of a SQuAD file. Raises DataError with line and column where it is not valid JSON."""
+    found = _objects(_Text(file))
+    beginning = next(found, None)
+    if beginning is not None and squad.is_article(beginning[0]):
+        return squad.read_articles(file, (article for article, _ in chain([beginning], found)))
     rows: list[dict[str, Any]] = []
     first = count = size = 0
     with file.builder("row") as builder:
-        for row, length in _objects(_Text(file)):
+        for row, length in chain([] if beginning is None else [beginning], found):
             rows.append(row)
             count, size = count + 1, size + length
             if len(rows) >= CHUNK_ROWS or size >= CHUNK_BYTES:
@@ -31,6 +37,11 @@ def read(file: SourceFile) -> Table:
         if rows:
             builder.add_rows(rows, range(first + 1, count + 1))
         return builder.finish()
+
+
+def read_squad(file: SourceFile) -> Table:
+    """Questions of a SQuAD file. Raises DataError where it is not valid JSON or not SQuAD's."""
+    return squad.read_articles(file, (article for article, _ in _objects(_Text(file))))
 
 
 class _Text:

@@ -1,4 +1,4 @@
-"""Plain text: a row a line or a row a file (column `text`), or class folders (columns `text` or `image`, and `label`)."""
+"""Plain text: a row a line or a row a file (column `text`), class folders (columns `text` or `image`, and `label`), and images."""
 
 from __future__ import annotations
 
@@ -45,9 +45,12 @@ def read_document(file: SourceFile) -> Table:
 def read_folder(file: SourceFile) -> Table:
     """A row for each file of a folder of class folders, sorted by path; the class folder's name is the label.
 
-    Image files give a column `image`: {"bytes": the file, "path": its path below the folder}.
+    Image files give a column `image`: {"bytes": the file, "path": its path below the folder}. A folder of nothing but image files
+    gives this column alone.
     """
     names = [name for folder in _class_folders(file.path) for name in _files_below(file.path, folder)]
+    if not names and (loose := _loose_images(file.path)):
+        return _read_files(file, TableBuilder(_folder_origin(file, loose), file.columns), loose, "image", labeled=False)
     if not names:
         raise DataError(
             Problem(
@@ -56,15 +59,36 @@ def read_folder(file: SourceFile) -> Table:
                 hint="Give a file or a glob such as `folder/*.jsonl`, or one folder of text files for each class.",
             )
         )
-    images = {name for name in names if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES}
+    images = {name for name in names if is_image(name)}
     if images and len(images) < len(names):
         other = next(name for name in names if name not in images)
         message = f"class folders with images and other files: {min(images)}, {other}"
         raise DataError(Problem(message=message, place=file.label, hint="Keep one kind."))
-    origin = Origin(
-        label=file.label, unit="file", weight=file.weight, files=tuple(os.path.join(file.label, name) for name in names)
-    )
-    return _read_files(file, TableBuilder(origin, file.columns), names, "image" if images else "text")
+    return _read_files(file, TableBuilder(_folder_origin(file, names), file.columns), names, "image" if images else "text")
+
+
+def read_image(file: SourceFile) -> Table:
+    """One row, one column `image`: {"bytes": the file, "path": as messages name it}."""
+    origin = Origin(label=file.label, unit="file", weight=file.weight, files=(file.label,))
+    with TableBuilder(origin, file.columns) as builder:
+        _add(builder, {"image": [{"bytes": file.path.read_bytes(), "path": file.label}]}, [0])
+        return builder.finish()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's ending is that of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def _folder_origin(file: SourceFile, names: Sequence[str]) -> Origin:
+    files = tuple(os.path.join(file.label, name) for name in names)
+    return Origin(label=file.label, unit="file", weight=file.weight, files=files)
+
+
+def _loose_images(folder: Path) -> list[str]:
+    """Names of the files of a folder, sorted, if all are images; hidden ones aside."""
+    names = sorted(name for name in os.listdir(folder) if not name.startswith(".") and (folder / name).is_file())
+    return names if all(map(is_image, names)) else []
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -82,7 +106,7 @@ def _files_below(top: Path, folder: str) -> list[str]:
     return sorted(found)
 
 
-def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], column: str) -> Table:
+def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], column: str, *, labeled: bool = True) -> Table:
     with builder:
         encodings = known_encodings(file.encoding)
         values: list[Any] = []
@@ -97,7 +121,7 @@ def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], colum
             size += len(data)
             if size >= CHUNK_BYTES or len(values) >= CHUNK_ROWS or index == len(names) - 1:
                 labels = [name.split(os.sep, 1)[0] for name in names[first : index + 1]]
-                _add(builder, {column: values, "label": labels}, range(first, index + 1))
+                _add(builder, {column: values, **({"label": labels} if labeled else {})}, range(first, index + 1))
                 values, first, size = [], index + 1, 0
         return builder.finish()
 

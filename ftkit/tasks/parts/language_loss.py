@@ -145,6 +145,14 @@ def _scores(logits: Tensor, targets: Tensor, training: bool) -> tuple[Tensor, Te
     return nll, total - logits.mean(-1) if training else logits.argmax(-1) == targets
 
 
+def position_count(model: nn.Module) -> int | None:
+    """Positions that a model has, None if its config states no limit."""
+    config: Any = model.config
+    config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return next((count for count in found if isinstance(count, int)), None)
+
+
 def probe_tokens(processor: Any, count: int = 8) -> Tensor:
     """Some different token ids of a vocabulary: int64 (1, count)."""
     return torch.linspace(0, len(processor) - 1, count).long()[None]

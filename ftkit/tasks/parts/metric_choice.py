@@ -56,7 +56,7 @@ class MetricChoice:
 
 
 def finite(arrays: Mapping[str, ndarray]) -> bool:
-    """Whether all numbers are finite."""
+    """Whether all numbers are finite; arrays of texts hold none."""
     import numpy as np
 
-    return all(bool(np.isfinite(array).all()) for array in arrays.values())
+    return all(bool(np.isfinite(array).all()) for array in arrays.values() if array.dtype.kind in "biuf")

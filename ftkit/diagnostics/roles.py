@@ -1,0 +1,64 @@
+"""What the columns of a task's rows are for, and the text in their values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ftkit.data.splits import IDENTIFIERS
+from ftkit.data.table import Table
+from ftkit.tasks.base import Task
+
+LABEL_NAMES = ("label", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """Columns of a table by what they are for.
+
+    inputs: what the model is given; targets: what it is to answer; files: those whose values are contents of files.
+    label: the column of label names, None if there is none.
+    """
+
+    inputs: tuple[str, ...]
+    targets: tuple[str, ...]
+    files: frozenset[str]
+    label: str | None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Inputs that may hold text."""
+        return tuple(name for name in self.inputs if name not in self.files)
+
+    @property
+    def text_targets(self) -> tuple[str, ...]:
+        """Targets that may hold text and are not labels."""
+        return tuple(name for name in self.targets if name not in self.files and name != self.label)
+
+
+def roles_of(task: Task, table: Table) -> Roles:
+    """The roles of the columns that a table has. Identifiers have none; where all columns are targets, they are inputs too."""
+    declared = task.columns()
+    present = [name for name in table.column_names if name not in IDENTIFIERS]
+    targets = tuple(name for name in present if declared[name].target)
+    inputs = tuple(name for name in present if name not in targets) or tuple(present)
+    files = frozenset(name for name in present if declared[name].file)
+    return Roles(inputs=inputs, targets=targets, files=files, label=_label_column(task, targets))
+
+
+def _label_column(task: Task, targets: tuple[str, ...]) -> str | None:
+    if getattr(task.options, "problem_type", "") == "regression":
+        return None
+    wanted = (task.stratify_column(), *LABEL_NAMES)
+    return next((name for name in wanted if name in targets), None)
+
+
+def text_of(value: Any) -> str:
+    """The text in a value: that of lists and objects joined by spaces; of a chat message only its content; '' where there is none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return " ".join(filter(None, map(text_of, value)))
+    if isinstance(value, dict):
+        return text_of(value["content"] if "content" in value else list(value.values()))
+    return ""
