@@ -3,6 +3,7 @@
     import ftkit
 
     recipe = ftkit.load_recipe("recipe.yaml", ["train.epochs=1"])
+    ftkit.doctor(recipe)["findings"]        # what is wrong with the data
     report = ftkit.plan(recipe)             # the complete recipe, sizes, parameters, steps
     result = ftkit.train(recipe)            # the run folder and its results
     predictor = ftkit.load(result.folder)   # .predict(rows), .evaluate("test")
@@ -18,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftkit.api import export, load, load_recipe, plan, train, validate
+    from ftkit.api import doctor, export, load, load_recipe, plan, train, validate
     from ftkit.errors import FtkitError
 
-__all__ = ["FtkitError", "__version__", "export", "load", "load_recipe", "plan", "train", "validate"]
+__all__ = ["FtkitError", "__version__", "doctor", "export", "load", "load_recipe", "plan", "train", "validate"]
 
 
 def __getattr__(name: str) -> Any:

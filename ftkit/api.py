@@ -38,6 +38,20 @@ def plan(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool =
     return plan_report(recipe, observer=observer, allow_code=allow_code)
 
 
+def doctor(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
+    """Defects of the data: `findings`, worst first (see `ftkit.diagnostics.findings.Finding`), and `rows`, usable ones by split.
+
+    Data that cannot be read or used is a finding too. allow_code: see `train`. Raises RecipeError or ModelError if the recipe itself
+    does not hold.
+    """
+    quiet_libraries()
+    from ftkit.diagnostics.examine import examine
+    from ftkit.run.planning import make_plan_here
+
+    watching = observer or Observer()
+    return examine(make_plan_here(recipe), stage=watching.stage, allow_code=allow_code).to_json()
+
+
 def inspect(recipe: Recipe, *, split: str = "train", rows: int = 3) -> list[dict[str, Any]]:
     """The first rows of a split, token by token with labels and masks, as the model will see them."""
     from ftkit.run.planning import inspect_rows

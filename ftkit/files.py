@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftkit.errors import Problem, RunFolderError
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path beside `path`, makes the result durable and moves it into place."""
@@ -83,6 +85,13 @@ def _sha256_of_stream(stream: Any) -> str:
     while block := stream.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def refuse_filled(folder: Path) -> None:
+    """Raises RunFolderError if a folder that is to be written already holds files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        problem = Problem(message="already holds files", place=str(folder), hint="Choose another folder with --to, or remove it")
+        raise RunFolderError(problem)
 
 
 def size_of(path: Path) -> int:

@@ -3,8 +3,8 @@
 
     scripts/make_shapes.py FILE
 
-Each shape has a somewhat random place, size, turn, brightness and line width; some are filled. The same versions of Pillow and Parquet write
-the same file.
+Each shape has a somewhat random place, size, turn, brightness and line width; some are filled. The same versions of Pillow and
+Parquet write the same file.
 """
 
 from __future__ import annotations

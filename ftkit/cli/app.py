@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from ftkit import __version__
-from ftkit.cli import catalog, checking, machine, runs, shipped, starting, training
+from ftkit.cli import catalog, checking, doctor, machine, runs, shipped, starting, training
 from ftkit.cli.failure import BROKEN_PIPE, abandon_standard_output, guarded
 from ftkit.cli.output import prepare_streams, say, standard_output_for_documents
 from ftkit.errors import EXIT_CODES
@@ -32,6 +32,7 @@ app = typer.Typer(
 app.command(rich_help_panel=STARTING)(starting.init)
 app.add_typer(shipped.app, name="recipes", rich_help_panel=STARTING)
 app.command(rich_help_panel=TRAINING)(checking.validate)
+app.command(rich_help_panel=TRAINING)(doctor.doctor)
 app.command(rich_help_panel=TRAINING)(checking.plan)
 app.command(rich_help_panel=TRAINING)(checking.inspect)
 app.command(rich_help_panel=TRAINING)(training.train)

@@ -26,8 +26,8 @@ class Choices:
     method: Any
     model: str
     sources: Mapping[str, str]
-    columns: Mapping[str, tuple[str, str]]
-    task_options: Mapping[str, str] = field(default_factory=dict)
+    columns: Mapping[str, tuple[Any, str]]
+    task_options: Mapping[str, Any] = field(default_factory=dict)
     held_back: Mapping[str, float] = field(default_factory=dict)
     file_name: str = "recipe.yaml"
 
@@ -60,7 +60,7 @@ def recipe_text(choices: Choices) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _component(kind: str, component: Any, options: Mapping[str, str]) -> list[str]:
+def _component(kind: str, component: Any, options: Mapping[str, Any]) -> list[str]:
     lines = [f"{kind}:", _line("  name", component.name, component.summary)]
     lines += [_line(f"  {name}", value, _description(component.Options, name)) for name, value in options.items()]
     for name, option in component.Options.model_fields.items():

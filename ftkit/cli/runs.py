@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from ftkit.cli.output import (
     shown_number,
     standard_output_for_documents,
 )  # fmt: skip
+from ftkit.files import refuse_filled
 
 if TYPE_CHECKING:
     from ftkit.run.predictor import Predictor
@@ -98,7 +99,7 @@ def predict(
         raise typer.BadParameter(f"--output {output}: there is no folder {output.absolute().parent}")
     with standard_output_for_documents():
         predictor = _load(run, plugins, allow_code, as_json)
-        rows = _rows_of_texts(predictor, texts) if texts else predictor.read(str(source))
+        rows: Iterable[Any] = texts if texts else predictor.read(str(source))
         _write(predictor.predict(rows, batch_size=batch_size), output, as_json)
 
 
@@ -116,6 +117,8 @@ def export(
     allow_code: AllowCode = False,
 ) -> None:
     """Export a run, and prove in a new process that the export computes what the run computed."""
+    _refuse_unfinished(run)
+    refuse_filled((to or run / "export" / format.value).absolute())
     load_plugins(plugins)
     from ftkit import api
     from ftkit.cli.display import make_progress
@@ -129,7 +132,15 @@ def export(
     say(f"{one_line(facts['path'])} ({size}, logits within {difference} of the trained model, allowed {facts['tolerance']:.1e})")
 
 
+def _refuse_unfinished(run: Path) -> None:
+    """Raises RunFolderError for what is no finished run, before seconds are spent on loading libraries."""
+    from ftkit.run.folder import finished_results, read_run
+
+    finished_results(read_run(run))
+
+
 def _load(run: Path, plugins: list[Path] | None, allow_code: bool, as_json: bool) -> Predictor:
+    _refuse_unfinished(run)
     load_plugins(plugins)
     from ftkit import api
     from ftkit.cli.display import make_progress
@@ -137,18 +148,6 @@ def _load(run: Path, plugins: list[Path] | None, allow_code: bool, as_json: bool
     with make_progress(as_json=as_json) as display:
         display.stage("loading the run")
         return api.load(run, allow_code=allow_code)
-
-
-def _rows_of_texts(predictor: Predictor, texts: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Rows of one column each, for a task whose input is one text. Raises RecipeError for other tasks."""
-    needed = [name for name, column in predictor.task.columns().items() if column.required and not column.target]
-    columns = [predictor.plan.recipe.data.columns.get(name, name) for name in needed]
-    if len(columns) != 1 or not isinstance(columns[0], str):
-        from ftkit.errors import RecipeError
-
-        message = f"--text is for one text a row, but {predictor.task.name} of this run needs {', '.join(map(str, columns))}"
-        raise RecipeError(message, hint="Give rows as JSON lines: --input FILE or --input -")
-    return iter([{columns[0]: text} for text in texts])
 
 
 def _write(predictions: Iterator[dict[str, Any]], output: Path | None, as_json: bool) -> None:

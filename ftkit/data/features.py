@@ -42,8 +42,8 @@ class FeatureStore:
     def __init__(self, batches: Sequence[pa.RecordBatch], *, key: str, hit: bool) -> None:
         self._batches = list(batches)
         self._starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)]).astype(np.int64)
-        self.lengths = self._numbers("length", np.int32)
-        self.example = self._numbers("example", np.int64)
+        self.lengths = self.numbers("length").astype(np.int32)
+        self.example = self.numbers("example")
         self.key, self.hit = key, hit
 
     def __len__(self) -> int:
@@ -59,9 +59,10 @@ class FeatureStore:
             features.append(to_values(self._batches[block], index - int(self._starts[block])))
         return features
 
-    def _numbers(self, name: str, dtype: Any) -> np.ndarray:
+    def numbers(self, name: str) -> np.ndarray:
+        """The values of a feature that is a whole number, int64 (features,). Raises KeyError if there is no such feature."""
         parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
-        return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype)
+        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
 
 def encode_table(

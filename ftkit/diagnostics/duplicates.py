@@ -112,7 +112,9 @@ def _leak(name: str, other: str, table: Table, hits: Hits, mode: str) -> Finding
         hint += ", or set `data.leaks: drop` to leave them out of training"
         if mode in ("drop", "off"):
             severity = "note"
-            hint = "`data.leaks: drop` leaves them out of training" if mode == "drop" else "`data.leaks: off` keeps them in training"
+            hint = (
+                "`data.leaks: drop` leaves them out of training" if mode == "drop" else "`data.leaks: off` keeps them in training"
+            )
         elif mode == "error":
             severity = "error"
     return about_rows("leaks", severity, f"{name}: {share(hits.count, len(table))} are also {other} rows", table, hits, hint)

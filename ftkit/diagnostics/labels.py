@@ -12,8 +12,8 @@ from ftkit.recipe.schema import Strict
 
 SKEW_NOTED = 10.0
 SKEW_WARNED = 100.0
-"""Largest to smallest number of rows of a label. A tenth and a hundredth: about where Google's guide to imbalanced data sets calls it moderate
-and extreme (https://developers.google.com/machine-learning/crash-course/overfitting/imbalanced-datasets)."""
+"""Largest to smallest number of rows of a label. A tenth and a hundredth are near to where Google's guide to imbalanced data sets
+calls it moderate and extreme (https://developers.google.com/machine-learning/crash-course/overfitting/imbalanced-datasets)."""
 
 RARE_ROWS = 8
 """Training rows below which a label is hardly learned, and a tenth of its rows held back is none."""
@@ -33,7 +33,12 @@ def label_reader(options: Strict) -> Callable[[Any], list[str]]:
         if not isinstance(value, list):
             return [] if value is None else [str(value)]
         flags = [str(item).lower() for item in value]
-        if given and len(value) == len(given) and set(flags) <= {"0", "1", "0.0", "1.0", "false", "true"} and not {"0", "1"} & set(given):
+        if (
+            given
+            and len(value) == len(given)
+            and set(flags) <= {"0", "1", "0.0", "1.0", "false", "true"}
+            and not {"0", "1"} & set(given)
+        ):
             return [name for name, flag in zip(given, flags, strict=True) if flag in ("1", "1.0", "true")]
         return [str(item) for item in value]
 
@@ -106,7 +111,11 @@ def _absent(tables: Mapping[str, Table], counts: Mapping[str, Counts], known: Se
         if missing and (name == "train" or counts["train"]):
             severity: Severity = "warning" if name == "train" else "note"
             message = f"{name}: {len(missing):,} of {len(known):,} labels have no row: {listed(map(repr, missing))}"
-            hint = "They cannot be learned: add rows, or take them out of task.labels" if name == "train" else "Nothing is measured for them"
+            hint = (
+                "They cannot be learned: add rows, or take them out of task.labels"
+                if name == "train"
+                else "Nothing is measured for them"
+            )
             found.append(Finding(check="absent-labels", severity=severity, message=message, hint=hint))
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -40,10 +40,13 @@ class Reading:
 
 
 class _Lenient:
-    """A task that takes every row and learns from those that fit."""
+    """A task that takes every row and learns from those that fit.
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    unlearned: another object of the same task. `check_row` may ask for less once something is learned.
+    """
+
+    def __init__(self, task: Task, unlearned: Task) -> None:
+        self._task, self._unlearned = task, unlearned
         self.problems: list[Problem] = []
         self.learned = False
 
@@ -58,10 +61,20 @@ class _Lenient:
 
     def learn(self, rows: Iterable[Row]) -> None:
         try:
-            self._task.learn(_Fitting(rows, self._task))
+            self._task.learn(_Fitting(rows, self._unlearned))
             self.learned = True
         except DataError as error:
             self.problems = error.problems
+
+
+class _Unlearning(_Lenient):
+    """A task that takes every row and learns nothing."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, task)
+
+    def learn(self, rows: Iterable[Row]) -> None:
+        pass
 
 
 class _Fitting:
@@ -71,22 +84,24 @@ class _Fitting:
         self._rows, self._task = rows, task
 
     def __iter__(self) -> Iterator[Row]:
-        return (row for row in self._rows if _reason(row, self._task, learned=False) is None)
+        return (row for row in self._rows if _refused(row, self._task.check_row) is None)
 
 
-def read(spec: DataSpec, task: Task, base: Path) -> Reading:
-    """The splits of a recipe, with findings about sources and rows that cannot be used. The task has learned if `learned` says so.
+def read(spec: DataSpec, task: Task, unlearned: Task, base: Path) -> Reading:
+    """The splits of a recipe, with findings about sources and rows that cannot be used. `task` has learned if `learned` says so.
 
-    base: the recipe's folder, for relative paths. Rows that leak into training are kept, whatever `data.leaks` says.
+    unlearned: another object of the same task, to check rows with. base: the recipe's folder, for relative paths.
+    Rows that leak into training are kept, whatever `data.leaks` says.
     """
-    lenient = _Lenient(task)
+    lenient = _Lenient(task, unlearned)
     try:
         splits = load_splits(spec.model_copy(update={"leaks": "off"}), cast("Task", lenient), base)
     except DataError as error:
-        return Reading(findings=_unreadable(error, spec, task, base))
+        return Reading(findings=_unreadable(error, spec, unlearned, base))
     found = [_of_problem(problem) for problem in lenient.problems]
+    checks = [unlearned.check_row, *([task.check_learned] if lenient.learned else [])]
     for name, table in list(splits.items()):
-        usable, defects = _usable(name, table, task, learned=lenient.learned)
+        usable, defects = _usable(name, table, checks)
         found += defects
         if usable is None and name == "train":
             return Reading(findings=found)
@@ -106,7 +121,7 @@ def _problems_of(name: str, spec: DataSpec, task: Task, base: Path) -> Sequence[
     try:
         local = [source for source in sources if not locate(source, base).hub_id]
         if local:
-            load_splits(DataSpec(train=local, columns=spec.columns, leaks="off"), cast("Task", _Lenient(task)), base)
+            load_splits(DataSpec(train=local, columns=spec.columns, leaks="off"), cast("Task", _Unlearning(task)), base)
     except DataError as error:
         return error.problems
     return ()
@@ -118,16 +133,18 @@ def _of_problem(problem: Problem) -> Finding:
     return Finding(check=CHECK_UNREADABLE, severity="error", message=message, places=places, hint=problem.hint)
 
 
-def _usable(name: str, table: Table, task: Task, *, learned: bool) -> tuple[Table | None, list[Finding]]:
+def _usable(name: str, table: Table, checks: Sequence[Callable[[Row], None]]) -> tuple[Table | None, list[Finding]]:
     """The rows that the task can use, and a finding for each kind of defect of the others."""
-    kinds: dict[tuple[str, ...], tuple[RowError, Hits]] = {}
+    kinds: dict[tuple[str, str], tuple[RowError, Hits]] = {}
     bad: list[int] = []
     for index, row in enumerate(table):
-        if (reason := _reason(row, task, learned=learned)) is not None:
-            kind = (reason.column, _VALUES.sub("…", reason.message))
-            key = kind if kind in kinds or len(kinds) < KINDS_SHOWN else (reason.column, "")
-            kinds.setdefault(key, (reason, Hits()))[1].add(index, reason.message)
-            bad.append(index)
+        reason = next(filter(None, (_refused(row, check) for check in checks)), None)
+        if reason is None:
+            continue
+        kind = (reason.column, _VALUES.sub("…", reason.message))
+        key = kind if kind in kinds or len(kinds) < KINDS_SHOWN else (reason.column, "")
+        kinds.setdefault(key, (reason, Hits()))[1].add(index, reason.message)
+        bad.append(index)
     found = [_of_kind(name, table, error, hits) for error, hits in kinds.values()]
     if not bad:
         return table, found
@@ -140,12 +157,10 @@ def _of_kind(name: str, table: Table, error: RowError, hits: Hits) -> Finding:
     return about_rows(CHECK_UNUSABLE, "error", message, table, hits, error.hint)
 
 
-def _reason(row: Row, task: Task, *, learned: bool) -> RowError | None:
-    """Why a row cannot be used. learned: whether the task can compare it with what it learned."""
+def _refused(row: Row, check: Callable[[Row], None]) -> RowError | None:
+    """Why a check refuses a row, None if it does not."""
     try:
-        task.check_row(row)
-        if learned:
-            task.check_learned(row)
+        check(row)
     except RowError as error:
         return error
     return None

@@ -32,7 +32,7 @@ _CONTENT = regex.compile(r"[^\p{P}\p{Z}\p{Cc}\p{Cf}]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
 
 # The characters that the bytes 0x80 to 0xbf become when UTF-8 is read as Latin-1 or Windows-1252.
-_AFTER = "\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ"
+_AFTER = "\x80-\xbf" + re.escape(bytes(range(0x80, 0xA0)).decode("cp1252", "ignore"))
 # After a capital, `Ã”` and the like end a Portuguese word in quotes.
 _MOJIBAKE = re.compile(f"(?<![A-ZÀ-Þ])[ÃÂ][{_AFTER}]|â[€\x80][{_AFTER}]|ï»¿|ð[Ÿ\x9f]|(?:[ÐÑ][{_AFTER}]){{2}}")
 
@@ -55,24 +55,31 @@ class TextColumn:
         texts = [text_of(value) for value in values]
         self._lengths.append(np.array([len(text) or -1 for text in texts], dtype=np.int64))
         for row, text in enumerate(texts, start):
-            if not text.isascii():
-                self._read_beyond_ascii(row, text)
-            if not text.isprintable() and (match := _CONTROL.search(text)):
+            garbled = not text.isascii() and self._read_beyond_ascii(row, text)
+            # Garbled text has control characters of its own.
+            if not garbled and not text.isprintable() and (match := _CONTROL.search(text)):
                 self.control.add(row, f"{match.group()!r} at character {match.start() + 1:,}")
             if not _CONTENT.search(text) and text.strip():
                 self.bare.add(row)
 
-    def _read_beyond_ascii(self, row: int, text: str) -> None:
+    def _read_beyond_ascii(self, row: int, text: str) -> bool:
+        """Whether the text is garbled."""
         if "\ufffd" in text:
             self.lost.add(row)
         if match := _MOJIBAKE.search(text):
             self.garbled.add(row, repr(match.group()))
+        return match is not None
 
     def findings(self, split: str, table: Table) -> list[Finding]:
         """One for each kind of oddity that there is."""
         where, total = f"{split}: {self.name}:", len(table)
         kinds = [
-            ("bare-texts", self.bare, "hold nothing but blanks and punctuation", "Remove them, or find out what became of their text"),
+            (
+                "bare-texts",
+                self.bare,
+                "hold nothing but blanks and punctuation",
+                "Remove them, or find out what became of their text",
+            ),
             ("control-characters", self.control, "hold control characters", "Strip them: the model has hardly seen any"),
             (
                 "garbled-texts",
@@ -80,7 +87,12 @@ class TextColumn:
                 "look like UTF-8 that was read in another encoding",
                 "Find out where they were written, or repair them (the package ftfy does)",
             ),
-            ("lost-characters", self.lost, "hold U+FFFD, what is left of a character that could not be read", "Go back to the source"),
+            (
+                "lost-characters",
+                self.lost,
+                "hold U+FFFD, what is left of a character that could not be read",
+                "Go back to the source",
+            ),
         ]
         return [
             about_rows(check, "warning", f"{where} {share(hits.count, total)} {what}", table, hits, hint)
@@ -101,7 +113,9 @@ def text_findings(split: str, table: Table, roles: Roles) -> list[Finding]:
         start += len(next(iter(chunk.values())))
     found = [finding for column in columns.values() for finding in column.findings(split, table)]
     found += [finding for column in columns.values() for finding in _odd_lengths(split, table, column.name, column.lengths)]
-    return found + _long_targets(split, table, [columns[name] for name in roles.texts], [columns[name] for name in roles.text_targets])
+    return found + _long_targets(
+        split, table, [columns[name] for name in roles.texts], [columns[name] for name in roles.text_targets]
+    )
 
 
 def odd_lengths(lengths: np.ndarray) -> np.ndarray:
@@ -124,7 +138,9 @@ def _odd_lengths(split: str, table: Table, name: str, lengths: np.ndarray) -> li
     for row in rows.tolist():
         hits.add(row, f"{lengths[row]:,} characters")
     middle = int(np.median(lengths[lengths > 0]))
-    message = f"{split}: {name}: {share(len(rows), len(table))} are far longer or shorter than the others (median {middle:,} characters)"
+    message = (
+        f"{split}: {name}: {share(len(rows), len(table))} are far longer or shorter than the others (median {middle:,} characters)"
+    )
     return [about_rows("odd-lengths", "note", message, table, hits, "Look whether they are what they should be")]
 
 
@@ -141,4 +157,8 @@ def _long_targets(split: str, table: Table, sources: Sequence[TextColumn], targe
     for row in np.flatnonzero(known & (target > source)).tolist():
         hits.add(row, f"{target[row]:,} characters for {source[row]:,}")
     message = f"{split}: {targets[0].name}: {share(hits.count, len(table))} are longer than their source"
-    return [about_rows("long-targets", "note", message, table, hits, "Look whether source and target are mixed up")] if hits.count else []
+    return (
+        [about_rows("long-targets", "note", message, table, hits, "Look whether source and target are mixed up")]
+        if hits.count
+        else []
+    )

@@ -12,8 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ftkit.errors import ExportError, Problem
-from ftkit.files import read_json, sync, write_json
+from ftkit.files import read_json, refuse_filled, sync, write_json
 from ftkit.models.trainable import to_uniform_dtype
 from ftkit.tuners.wrap import merge
 
@@ -54,10 +53,7 @@ def export_merged(model: Any, processor: Any, target: Path, *, dtype: torch.dtyp
 
 def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fills a temporary folder and moves it into place, so that `target` is whole or absent."""
-    if target.exists() and any(target.iterdir()):
-        raise ExportError(
-            Problem(message="already holds files", place=str(target), hint="Choose another folder with --to, or remove it")
-        )
+    refuse_filled(target)
     temporary = target.with_name(f".tmp-{target.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -67,7 +67,15 @@ def hold_in_float32(model: nn.Module, layout: ModelLayout) -> None:
     Half-precision weights lose updates below 1/256 of their size (bfloat16). Each such module gets its inputs in float32 and
     hands on the type it would have handed on before; only the head's output stays float32. Undone by `to_uniform_dtype`.
     """
-    owners = {path: module for path, module in model.named_modules() if _trains_half(module)}
+    training = {
+        id(parameter)
+        for module in model.modules()
+        if _trains_half(module)
+        for parameter in module.parameters(recurse=False)
+        if parameter.dtype in HALF_PRECISION
+    }
+    # Not only the modules that train: an output layer shares its weights with the embeddings.
+    owners = {path: module for path, module in model.named_modules() if _owns_any(module, training)}
     everything = all(parameter.requires_grad for parameter in model.parameters() if parameter.dtype in HALF_PRECISION)
     for path, module in owners.items():
         if not everything:
@@ -88,6 +96,10 @@ def to_uniform_dtype(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def _trains_half(module: nn.Module) -> bool:
     return any(parameter.requires_grad and parameter.dtype in HALF_PRECISION for parameter in module.parameters(recurse=False))
+
+
+def _owns_any(module: nn.Module, parameters: set[int]) -> bool:
+    return any(id(parameter) in parameters for parameter in module.parameters(recurse=False))
 
 
 def _own_half(module: nn.Module) -> Tensor:

@@ -50,11 +50,13 @@ class Document:
     places: dict[KeyPath, str] = field(default_factory=dict)
 
     def place(self, path: KeyPath) -> str:
-        """The place of the deepest known part of `path`."""
-        for end in range(len(path), -1, -1):
+        """The place of the deepest known part of `path`; of what only an override made, the override's."""
+        for end in range(len(path), 0, -1):
             if (found := self.places.get(path[:end])) is not None:
                 return found
-        return self.name
+            if made := next((place for known, place in self.places.items() if path and known[:end] == path[:end]), ""):
+                return made
+        return self.places.get((), self.name)
 
 
 def scalar(text: str) -> Any:

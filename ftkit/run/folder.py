@@ -174,3 +174,14 @@ def readable(file: Path) -> Iterator[None]:
         raise _refused(
             file, f"cannot be read ({reason})", "Restore the file from a copy, or train again with --overwrite"
         ) from error
+
+
+def finished_results(folder: Path) -> dict[str, Any]:
+    """results.json of a run. Raises RunFolderError if the run has no weights to go on with."""
+    with readable(folder / RESULTS):
+        results = dict(read_json(folder / RESULTS)) if (folder / RESULTS).exists() else {"status": "unknown"}
+        status = results["status"]
+    if not isinstance(results.get("weights"), str):
+        message = f"the run is not finished (status: {status})"
+        raise RunFolderError(Problem(message=message, place=str(folder), hint="Continue it with `ftkit train ... --resume`"))
+    return results

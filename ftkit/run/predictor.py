@@ -13,10 +13,11 @@ from accelerate import Accelerator
 
 from ftkit.data.building import table_from_rows
 from ftkit.data.columns import find_columns, load_files
+from ftkit.data.problems import shorten
 from ftkit.data.sources import read_source
 from ftkit.data.splits import load_rows, load_splits
 from ftkit.data.table import Table
-from ftkit.errors import DataError, ModelError, Problem, RecipeError, RunFolderError
+from ftkit.errors import DataError, ModelError, Problem, RecipeError
 from ftkit.files import read_json
 from ftkit.models.facts import read_facts
 from ftkit.models.quiet import quiet_libraries
@@ -24,7 +25,7 @@ from ftkit.models.trainable import load_trainable
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import LARGEST_BATCH, SourceSpec
-from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, read_run, readable
+from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
 from ftkit.run.wiring import Prepared, encode_rows, make_accelerator, prepare_model, prepare_processor
@@ -62,13 +63,15 @@ class Predictor:
             table = load_files(table, find_columns(table, self.task, self.plan.recipe.data.columns, need_targets=False), self.task)
         return iter(table)
 
-    def predict(self, rows: Iterable[Mapping[str, Any]], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
-        """One result for each row, in order. Rows are under the data's column names, as in training; targets are not needed.
+    def predict(self, rows: Iterable[Mapping[str, Any] | str], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
+        """One result for each row, in order. Targets are not needed.
 
-        Reads as many rows at a time as one batch holds. Raises DataError for a row that the task cannot use.
+        Rows stand under the data's column names, as in training, or under the task's own (`{"text": ...}`); where the input is one
+        text, a row may be that text. Reads as many rows at a time as one batch holds. Raises DataError for a row that the task
+        cannot use, RecipeError for texts where a row needs more than one.
         """
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
-        rows, start = iter(rows), 1
+        rows, start = (self._row(row, number) for number, row in enumerate([rows] if isinstance(rows, str) else rows, start=1)), 1
         while chunk := list(islice(rows, size)):
             table = self._table(table_from_rows(chunk, "input", first_row=start))
             store = encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
@@ -84,6 +87,29 @@ class Predictor:
             )
             yield from (self.task.present(prediction, row) for prediction, row in zip(predictions, table, strict=True))
             start += len(chunk)
+
+    def _row(self, row: Any, number: int) -> Mapping[str, Any]:
+        if isinstance(row, str):
+            return {self.text_column(): row}
+        if not isinstance(row, Mapping):
+            hint = 'Give mappings, such as {"text": "..."}'
+            raise DataError(Problem(message=f"{shorten(row)} is no row", place=f"input, row {number}", hint=hint))
+        mapping = self.plan.recipe.data.columns
+        moved = {
+            source: row[name]
+            for name, source in mapping.items()
+            if isinstance(source, str) and source not in row and name in row and name not in mapping.values()
+        }
+        return {**row, **moved} if moved else row
+
+    def text_column(self) -> str:
+        """The data column of a task whose input is one text. Raises RecipeError for other tasks."""
+        needed = [name for name, column in self.task.columns().items() if column.required and not column.target]
+        columns = [self.plan.recipe.data.columns.get(name, name) for name in needed]
+        if len(columns) != 1 or not isinstance(columns[0], str):
+            message = f"a text alone is no row here: {self.task.name} of this run needs {', '.join(map(str, columns))}"
+            raise RecipeError(message, hint="Give rows as JSON lines: --input FILE or --input -")
+        return columns[0]
 
     def _table(self, rows: Table) -> Table:
         return load_rows(rows, self.task, self.plan.recipe.data.columns, Path.cwd(), need_targets=False)
@@ -132,7 +158,7 @@ def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
     """
     quiet_libraries()
     folder = read_run(run)
-    results = _finished_results(folder)
+    results = finished_results(folder)
     with readable(folder / PLAN):
         text = (folder / PLAN).read_text(encoding="utf-8")
     recipe = parse_recipe(text, str(folder / PLAN), base=folder)
@@ -164,16 +190,6 @@ def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
             hint = 'Write one object a line: {"text": "..."}'
             raise DataError(Problem(message="is JSON but no object", place=f"standard input, line {number}", hint=hint))
         yield row
-
-
-def _finished_results(folder: Path) -> dict[str, Any]:
-    with readable(folder / RESULTS):
-        results = dict(read_json(folder / RESULTS)) if (folder / RESULTS).exists() else {"status": "unknown"}
-        status = results["status"]
-    if not isinstance(results.get("weights"), str):
-        message = f"the run is not finished (status: {status})"
-        raise RunFolderError(Problem(message=message, place=str(folder), hint="Continue it with `ftkit train ... --resume`"))
-    return results
 
 
 def _refuse_another_base(folder: Path, plan: Plan) -> None:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from ftkit.data.splits import Splits, load_splits
+from ftkit.diagnostics.examine import quick_findings
 from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RecipeError, RunFolderError
 from ftkit.files import read_json, write_atomically, write_text
 from ftkit.models.load import trainable_report
@@ -145,7 +146,8 @@ class _Run:
         folder, origin = self.folder, self.plan.recipe.origin
         if folder.resumed:
             return
-        for note in self.splits.notes:
+        quick = quick_findings(self.splits, task, self.plan.recipe.train)
+        for note in [*self.splits.notes, *map(str, quick)]:
             self.observer.note(note)
         overrides = "".join(f"# override: {override}\n" for override in origin.overrides)
         write_text(folder.path / RECIPE, overrides + origin.text)

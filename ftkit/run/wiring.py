@@ -92,6 +92,8 @@ def encode_splits(
         stores[name] = encode_rows(table, task, processor, key, cache=cache, training=training, progress=observer.progress)
         if training and task.left_out:
             _note_left_out(table, stores[name], task, observer)
+        if training:
+            task.learn_encoded(stores[name].numbers)
         if stores[name].hit:
             observer.note(f"{name}: {len(table):,} encoded rows reused from the cache ({stores[name].key[:12]})")
     return stores

@@ -6,6 +6,7 @@ Life of a task object:
     task = Text...(options)         options are those of the recipe, `auto` filled in by the plan
     task.check_row(row)             for each row of each split, before any model is read
     task.learn(rows)                freezes what comes from the training rows (label names); `state` / `restore` keep it
+    task.learn_encoded(numbers)     the same for what only the encoded rows tell (lengths in tokens)
     task.encode / bind / collate / forward / loss / predictions / combine / generate / score
     task.calibrate(...)             after training: what the validation split decides (a threshold)
 """
@@ -13,13 +14,14 @@ Life of a task object:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ftkit.recipe.schema import Strict
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor, nn
 
     from ftkit.methods.base import Default
@@ -160,9 +162,14 @@ class Task(ABC):
     def check_learned(self, row: Row) -> None:
         """Raises RowError if a row of any split, or one to predict, contradicts what was learned (an unseen label)."""
 
+    def learn_encoded(self, numbers: Callable[[str], ndarray]) -> None:
+        """Freezes what depends on the training rows as the model will see them (the longest target in tokens).
+
+        numbers: the values of a feature that is a number, int64 (features,). Called after `encode` has had all training rows."""
+
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What `learn` froze, as JSON."""
+        """What `learn` and `learn_encoded` froze, as JSON."""
 
     @abstractmethod
     def restore(self, state: Mapping[str, Any]) -> None:

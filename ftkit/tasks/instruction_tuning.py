@@ -7,7 +7,7 @@ Other layouts: see `ftkit.tasks.parts.chat`. How a conversation becomes text: se
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -70,7 +70,7 @@ class Options(Strict):
     )
     generation: GenerationOptions = Field(
         default_factory=GenerationOptions,
-        description="How answers are generated. max_new_tokens auto: half the bytes of the longest training answer, and 16.",
+        description="How answers are generated. max_new_tokens auto: what the longest answer at the end of a training row takes.",
     )
     metrics: Annotated[list[str], Field(min_length=1)] | Auto = Field(
         "auto",
@@ -106,8 +106,10 @@ class InstructionTuning(Task):
         self._positions: int | None = None
         self._stop_ids: list[int] = []
         self._matching = AnswerMatch(self.options.answer_pattern)
-        chosen = self._auto_metrics() if self.options.metrics == "auto" else self.options.metrics
-        self._metrics = MetricChoice({**_OF_TOKENS, **generated_text.METRICS, AnswerMatch.name: self._matching.spec()}, chosen)
+        self._chosen: list[str] = self._auto_metrics() if self.options.metrics == "auto" else self.options.metrics
+        self._metrics = MetricChoice(
+            {**_OF_TOKENS, **generated_text.METRICS, AnswerMatch.name: self._matching.spec()}, self._chosen
+        )
 
     def _auto_metrics(self) -> list[str]:
         return ["loss", "perplexity", "token_accuracy", *([AnswerMatch.name] if self.options.answer_pattern else [])]
@@ -130,7 +132,7 @@ class InstructionTuning(Task):
             near = get_close_matches(template, BUILT_IN, n=1)
             advice = f"did you mean {near[0]!r}?" if near else f"known: auto, {', '.join(BUILT_IN)}, or a file (`chat.jinja`)"
             found.append(f"chat_template: there is no template {template!r}; {advice}")
-        matching = any(spec.name == AnswerMatch.name for spec in self.metrics())
+        matching = AnswerMatch.name in self._chosen
         if matching and options.answer_pattern is None:
             found.append("metrics: answer_match needs an answer_pattern")
         if options.answer_pattern is not None and not matching:
@@ -165,20 +167,18 @@ class InstructionTuning(Task):
     # --- what it learns ------------------------------------------------------------------------------------------
 
     def learn(self, rows: Iterable[Row]) -> None:
-        """Freezes the layouts of the rows, the length of their longest answer, and the content of a template file.
-
-        Raises ModelError if that file cannot be read.
-        """
+        """Freezes the layouts of the rows and the content of a template file. Raises ModelError if that cannot be read."""
         path = template_file(self.options.chat_template)
         self._template_text = None if path is None else read_template(path)
-        seen, longest = set(), 0
-        for row in rows:
-            seen.add(layout_of(row, self._layout))
-            longest = max(longest, len(self._conversation(row).answer.encode()))
-        self._layouts, self._longest_answer = sorted(seen), longest
+        self._layouts = sorted({layout_of(row, self._layout) for row in rows})
+
+    def learn_encoded(self, numbers: Callable[[str], ndarray]) -> None:
+        """Freezes the length of the longest answer that ends a training row."""
+        self._longest_answer = int(numbers("answer_length").max(initial=0))
 
     def state(self) -> dict[str, Any]:
-        """`layouts`, `longest_answer` (bytes in UTF-8), `chat_template` (content of the file, null if the option names none)."""
+        """`layouts`; `longest_answer`: tokens, its end included, 0 before training rows are encoded; `chat_template`: the content of
+        the file, null if the option names none."""
         return {"layouts": self._layouts, "longest_answer": self._longest_answer, "chat_template": self._template_text}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -197,12 +197,9 @@ class InstructionTuning(Task):
         return {**facts, "max_new_tokens": self._max_new_tokens()}
 
     def _max_new_tokens(self) -> int:
-        """Tokens rarely stand for less than two bytes; an answer that ends by itself does not come near this."""
         if self.options.generation.max_new_tokens != "auto":
             return int(self.options.generation.max_new_tokens)
-        longest = self._longest_answer // 2 + 16
-        if self.options.max_length != "auto":
-            longest = min(longest, self.options.max_length)
+        longest = self._longest_answer
         return longest if self._positions is None else min(longest, max(1, self._positions // 2))
 
     # --- tensors -------------------------------------------------------------------------------------------------
@@ -215,8 +212,8 @@ class InstructionTuning(Task):
         return find_template(self.options.chat_template, self._template_text, processor)
 
     def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
-        """`input_ids`, `supervised` (1 for each token that counts), `length`, `truncated`, `row`; for rows that are not trained on also
-        `prompt_ids`, what precedes the last answer.
+        """`input_ids`, `supervised` (1 for each token that counts), `length`, `truncated`, `row`; for training rows also
+        `answer_length`, tokens of the last answer (all that count under train_on: all), for others `prompt_ids`, what precedes it.
 
         Raises RowError for conversations that the template refuses or whose answers cannot be told apart, ModelError if there is no
         template. Training rows of which no answer is left are left out, unless `on_empty_target` says otherwise.
@@ -227,9 +224,7 @@ class InstructionTuning(Task):
         pending = iter(rows)
         while chunk := list(islice(pending, _ROWS_AT_A_TIME)):
             conversations = [self._conversation(row) for row in chunk]
-            found = encode_conversations(
-                conversations, template, self.options.train_on, self.options.max_length, prompts=not training
-            )
+            found = encode_conversations(conversations, template, self.options.train_on, self.options.max_length, training=training)
             for index, (conversation, feature) in enumerate(zip(conversations, found, strict=True)):
                 if conversation.answered and not any(feature["supervised"]):
                     self._check_may_drop(conversation)

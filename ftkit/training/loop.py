@@ -125,7 +125,7 @@ class Trainer:
         if self.evaluate is None or not (last or _due(self.train.evaluate_every, event.step, before, event.epoch)):
             return None
         metrics = self.evaluate()
-        verdict = self.stopping.update(metrics.get(self.train.best_metric), event.step)
+        verdict = self.stopping.update(metrics.get(self.train.best_metric), event.step, metrics.get("loss"))
         return EvaluationEvent(step=event.step, epoch=event.epoch, metrics=metrics, is_best=verdict.is_best, stop=verdict.stop)
 
     def _step(self, window: Sequence[np.ndarray], windows_in_epoch: int) -> StepEvent:

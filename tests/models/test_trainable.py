@@ -98,3 +98,13 @@ def test_tied_weights_stay_tied() -> None:
 def test_names_are_shortened() -> None:
     assert shortened(["b", "a"]) == "a, b"
     assert shortened([str(number) for number in range(8)]) == "0, 1, 2, 3, 4 and 3 more"
+
+
+def test_an_output_layer_that_trains_does_not_change_the_type_of_the_embeddings() -> None:
+    model = tiny_model("bert", "AutoModelForMaskedLM").to(torch.bfloat16)
+    inputs = {"input_ids": torch.arange(7, 15)[None]}
+    with torch.no_grad():
+        before = model(**inputs).logits.float()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    train_only(model, ["cls.predictions.bias"], ModelLayout(model))
+    torch.testing.assert_close(model(**inputs).logits.float(), before, rtol=0.05, atol=0.02)

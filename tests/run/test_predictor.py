@@ -135,7 +135,7 @@ def test_export_again_and_its_refusals(run_folder: Path, tmp_path: Path) -> None
     for form in ("adapter", "merged"):
         facts = ftkit.export(run_folder, form, to=tmp_path / "out" / form)
         assert facts["max_abs_difference"] <= facts["tolerance"]
-    with pytest.raises(ExportError, match="already holds files"):
+    with pytest.raises(RunFolderError, match="already holds files"):
         ftkit.export(run_folder, "merged", to=tmp_path / "out" / "merged")
     with pytest.raises(RecipeError, match="unknown export format"):
         ftkit.export(run_folder, "onnx")
@@ -179,3 +179,19 @@ def test_c17_an_export_that_computes_something_else_is_refused(
     monkeypatch.setattr(module, "export_merged", damaged)
     with pytest.raises(ExportError, match=r"differs from the trained model: logits by 0\.5"):
         ftkit.export(run_folder, "merged", to=tmp_path / "merged")
+
+
+def test_rows_may_stand_under_the_tasks_own_columns_or_be_texts(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    recipe = recipe_file()
+    for name in ("train", "validation", "test"):
+        rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        renamed = [{"message": row["text"], **{key: value for key, value in row.items() if key != "text"}} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in renamed))
+    ftkit.train(ftkit.load_recipe(recipe, ["data.columns={text: message}"]), output=tmp_path / "run")
+    predictor = ftkit.load(tmp_path / "run")
+    expected = list(predictor.predict([{"message": "w1 w2"}]))
+    assert list(predictor.predict([{"text": "w1 w2"}])) == expected
+    assert list(predictor.predict(["w1 w2"])) == expected
+    assert list(predictor.predict("w1 w2")) == expected
+    with pytest.raises(DataError, match="input, row 1: 7 is no row"):
+        list(predictor.predict([7]))  # type: ignore[list-item]

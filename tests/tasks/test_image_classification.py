@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, BitImageProcessorPil, ViTImageProcessorPil
 
 import ftkit
+from ftkit.api import inspect
 from ftkit.errors import DataError, ModelError, RecipeError
 from ftkit.models.facts import ModelFacts, facts_of_config
 from ftkit.models.load import load_model
@@ -372,7 +373,8 @@ def recipe(tmp_path: Path, tiny_vit: Path, monkeypatch: pytest.MonkeyPatch) -> C
 def test_a_run_learns_exports_and_predicts_folders_files_and_paths(recipe: Callable[..., Path], tmp_path: Path) -> None:
     path = recipe(export="[adapter, merged]")
     result = ftkit.train(ftkit.load_recipe(path))
-    assert result.test["accuracy"] == 1.0
+    assert result.results["splits"]["test"]["metrics"]["accuracy"] == 1.0
+    assert set(result.results["exports"]) == {"adapter", "merged"}
     predictor = ftkit.load(result.folder)
     shutil.copytree(tmp_path / "data" / "files", tmp_path / "unsorted")
     inputs = ["unsorted", "unsorted/*.png", "data/train.jsonl"]
@@ -393,7 +395,7 @@ def test_random_weights_of_a_folder_with_a_config(recipe: Callable[..., Path], t
     folder = shutil.copytree(tiny_vit, tmp_path / "empty")
     (folder / "model.safetensors").unlink()
     path = recipe(model="{name: empty, weights: random}", method="full", train="{epochs: 8, batch_size: 8, learning_rate: 1e-2}")
-    assert ftkit.train(ftkit.load_recipe(path)).test["accuracy"] == 1.0
+    assert ftkit.train(ftkit.load_recipe(path)).results["splits"]["test"]["metrics"]["accuracy"] == 1.0
 
 
 def test_images_that_only_decoding_finds_damaged_are_all_named(recipe: Callable[..., Path], tmp_path: Path) -> None:
@@ -408,7 +410,7 @@ def test_images_that_only_decoding_finds_damaged_are_all_named(recipe: Callable[
         assert [problem.place for problem in caught.value.problems] == ["data/train.jsonl, line 4", "data/train.jsonl, line 6"]
         assert all("cannot be decoded" in problem.message for problem in caught.value.problems)
     with pytest.raises(DataError, match=r"train.jsonl, line 4: image: the image 'files/3.png' cannot be decoded"):
-        ftkit.inspect(loaded, rows=5)
+        inspect(loaded, rows=5)
 
 
 def test_files_that_are_not_there_and_files_that_are_no_images(recipe: Callable[..., Path], tmp_path: Path) -> None:

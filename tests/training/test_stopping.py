@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit.files import json_text
-from ftkit.training.stopping import StoppingRule
+from ftkit.training.stopping import StoppingRule, Verdict
 
 
 def run(values: list[float | None], **options: object) -> tuple[int | None, int | None]:
@@ -51,3 +52,16 @@ def test_restored_rule_goes_on_as_if_never_interrupted(values: list[float], cut:
             resumed.restore(state)
         assert straight.update(value, step) == resumed.update(value, step)
     assert straight.state() == resumed.state()
+
+
+def test_the_lower_loss_wins_a_tie_without_resetting_patience() -> None:
+    rule = StoppingRule(mode="max", patience=3)
+    assert rule.update(1.0, 1, loss=0.9) == Verdict(is_best=True, stop=False)
+    assert rule.update(1.0, 2, loss=0.4) == Verdict(is_best=True, stop=False)
+    assert rule.update(1.0, 3, loss=0.5) == Verdict(is_best=False, stop=False)
+    assert rule.best_step == 2
+    restored = StoppingRule(mode="max", patience=3)
+    restored.restore(json.loads(json.dumps(rule.state())))
+    assert restored.update(1.0, 4, loss=0.45) == Verdict(is_best=False, stop=True)
+    assert restored.update(0.9, 5, loss=0.1).is_best is False
+    assert restored.update(None, 6, loss=0.0).is_best is False

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def encode_conversations(
-    conversations: Sequence[Conversation], template: ChatTemplate, train_on: TrainOn, max_length: int, *, prompts: bool
+    conversations: Sequence[Conversation], template: ChatTemplate, train_on: TrainOn, max_length: int, *, training: bool
 ) -> list[Features]:
     """`input_ids`, `supervised` (1 for each token that counts), `length` and `truncated` of each conversation; what is beyond
-    `max_length` tokens is cut off. prompts: also `prompt_ids`, what precedes the last answer, whole.
+    `max_length` tokens is cut off. training: also `answer_length`, the tokens of the last answer before the cut; else `prompt_ids`,
+    what precedes it, whole.
 
     Raises RowError for a conversation that the template refuses, or whose answers cannot be told from the rest.
     """
@@ -30,7 +31,7 @@ def encode_conversations(
     with _naming_column(conversations[0]):
         asked = (
             [template.prompt(item.question, item.tools) for item in conversations]
-            if prompts or len(chats) < len(conversations)
+            if not training or len(chats) < len(conversations)
             else []
         )
         questions = template.tokens(asked) if asked else []
@@ -39,7 +40,7 @@ def encode_conversations(
     for index, item in enumerate(conversations):
         ids, marks = next(answered) if item.answered else (questions[index], [0] * len(questions[index]))
         feature = _cut(ids, marks, max_length)
-        features.append({**feature, "prompt_ids": questions[index]} if prompts else feature)
+        features.append({**feature, **({"answer_length": _last_run(marks)} if training else {"prompt_ids": questions[index]})})
     return features
 
 
@@ -47,6 +48,12 @@ def _cut(ids: list[int], marks: list[int], max_length: int) -> Features:
     kept = ids[:max_length]
     # Nothing predicts the first token.
     return {"input_ids": kept, "supervised": [0, *marks[1:max_length]], "length": len(kept), "truncated": len(ids) > max_length}
+
+
+def _last_run(marks: Sequence[int]) -> int:
+    """Length of the last run of ones."""
+    backwards = "".join(map(str, reversed(marks))).lstrip("0")
+    return len(backwards) - len(backwards.lstrip("1"))
 
 
 @contextmanager

@@ -270,7 +270,8 @@ def best_spans(start: Tensor, end: Tensor, allowed: Tensor, longest: int, count:
     scores = (start[:, :, None] + ends).flatten(1)
     best = scores.topk(min(count, scores.shape[1]))
     first = best.indices // longest
-    return best.values, first, first + best.indices % longest
+    # Where spans run out, those beyond the last token come up; their score is -inf.
+    return best.values, first, (first + best.indices % longest).clamp(max=start.shape[1] - 1)
 
 
 def window_spans(start: Tensor, end: Tensor, batch: Batch, longest: int, count: int) -> list[dict[str, Any]]:

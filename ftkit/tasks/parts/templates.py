@@ -119,7 +119,9 @@ class ChatTemplate:
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         prompt = self.prompt(messages[: turns[-1]], tools)
         if not text.startswith(prompt):
-            raise self._moves(turns[-1])
+            message = f"{self.name} begins the last answer in another way when it is there than when it is asked for"
+            hint = "Correct a copy of it: what it adds under `add_generation_prompt` must be how it begins an answer"
+            raise RowError("messages", message, hint)
         if not self._marked:
             return Chat(text, [self._turn(messages, tools, turn, text) for turn in (turns[-1:] if last_only else turns)])
         if last_only:

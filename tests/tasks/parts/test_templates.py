@@ -206,8 +206,9 @@ def test_a_prompt_unlike_the_beginning_of_the_text_is_refused() -> None:
             r"{{- '<|im_start|>assistant\n' }}{% endif %}", "{{- '<|im_start|>assistant\n<think>' }}{% endif %}"
         )
         assert thinking != source
-        with pytest.raises(RowError, match="in another way"):
+        with pytest.raises(RowError, match="T begins the last answer in another way") as caught:
             ChatTemplate(byte_tokenizer(), thinking, "T").write(TALK, None, "last_answer")
+        assert "add_generation_prompt" in caught.value.hint
 
 
 def test_markers_that_mark_nothing_are_an_error_not_a_loss_of_zero() -> None:
