@@ -19,10 +19,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftkit.api import doctor, export, load, load_recipe, plan, train, validate
+    from ftkit.api import doctor, export, inspect, load, load_recipe, plan, train, validate
     from ftkit.errors import FtkitError
 
-__all__ = ["FtkitError", "__version__", "doctor", "export", "load", "load_recipe", "plan", "train", "validate"]
+__all__ = ["FtkitError", "__version__", "doctor", "export", "inspect", "load", "load_recipe", "plan", "train", "validate"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

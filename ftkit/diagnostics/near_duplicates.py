@@ -108,6 +108,8 @@ def candidates(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
     keys: uint64 (texts, BANDS). rows: the number of each text's row, int64 (texts,), ascending.
     """
+    if not len(keys):
+        return np.empty((0, 2), np.int64)
     found = []
     for band in range(keys.shape[1]):
         order = np.argsort(keys[:, band], kind="stable")
@@ -115,7 +117,7 @@ def candidates(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
         begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])
         first = order[np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))]
         found.append(np.stack([rows[first[~begins]], rows[order[~begins]]], axis=1))
-    return np.unique(np.concatenate(found), axis=0) if found else np.empty((0, 2), np.int64)
+    return np.unique(np.concatenate(found), axis=0)
 
 
 def near_duplicates(splits: Splits, columns: Sequence[str], inputs: Mapping[str, Sequence[bytes]]) -> list[Pair]:

@@ -30,9 +30,13 @@ def rows_for(width: float) -> int:
     return math.ceil(TYPICAL_ACCURACY * (1 - TYPICAL_ACCURACY) * (QUANTILE / width) ** 2)
 
 
-def size_findings(splits: Splits, train: TrainSpec) -> list[Finding]:
-    """Splits that are too small, or missing where the recipe relies on them."""
-    found = [_small(name, len(table)) for name, table in splits.items() if name != "train" and half_width(len(table)) > FINE]
+def size_findings(splits: Splits, train: TrainSpec, *, answered: bool) -> list[Finding]:
+    """Splits that are too small, or missing where the recipe relies on them.
+
+    answered: whether rows have answers that can be right or wrong; documents to continue are measured by their tokens.
+    """
+    held_back = [(name, len(table)) for name, table in splits.items() if answered and name != "train"]
+    found = [_small(name, rows) for name, rows in held_back if half_width(rows) > FINE]
     if splits.validation is None and train.early_stopping is not None:
         message = "train.early_stopping is set, but there are no validation rows: training never stops early"
         hint = "Set data.split.validation: 0.1, or name a file under data.validation"

@@ -146,6 +146,7 @@ def _odd_lengths(split: str, table: Table, name: str, lengths: np.ndarray) -> li
 
 def _long_targets(split: str, table: Table, sources: Sequence[TextColumn], targets: Sequence[TextColumn]) -> list[Finding]:
     """Where targets are much shorter than sources as a rule, those that are longer."""
+    targets = [column for column in targets if (column.lengths > 0).any()]
     if len(targets) != 1 or not sources or targets[0].name in {column.name for column in sources}:
         return []
     source = np.sum([np.maximum(column.lengths, 0) for column in sources], axis=0)

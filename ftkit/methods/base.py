@@ -77,6 +77,8 @@ class Method(ABC):
     paper: ClassVar[Paper | None] = None
     capabilities: ClassVar[Capabilities]
     Options: ClassVar[type[Strict]] = NoOptions
+    known_to_peft: ClassVar[bool] = True
+    """Whether plain PEFT loads this method's adapters; those of ftkit's own tuners need `import ftkit.tuners` first."""
 
     def __init__(self, options: Strict) -> None:
         self.options: Any = options

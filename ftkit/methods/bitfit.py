@@ -71,6 +71,7 @@ class BitFit(AdapterMethod):
     )
     capabilities = Capabilities(adapter=True, merge=True)
     Options = Options
+    known_to_peft = False
     prefix = "bitfit_"
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:

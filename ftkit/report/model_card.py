@@ -8,7 +8,7 @@ from typing import Any
 from ftkit.paths import PACKAGE_PREFIX
 from ftkit.recipe.plan import Plan
 from ftkit.registry import METHODS, TASKS
-from ftkit.tasks.base import Task
+from ftkit.tasks.base import Head, Task
 
 
 def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping[str, Any]) -> str:
@@ -87,20 +87,26 @@ def _loading(plan: Plan, results: Mapping[str, Any], task: Task) -> list[str]:
             f'tokenizer = AutoTokenizer.from_pretrained("{results["exports"]["merged"]["path"]}")', "```", "",
         ]  # fmt: skip
     if "adapter" in results["exports"]:
-        labels = ", ".join(f"{key}={value!r}" for key, value in head.config.items() if key == "num_labels")
-        lines += [
-            "The adapter needs the base model and PEFT:", "", "```python",
-            "import ftkit.paths, ftkit.tuners  # registers the tuners that PEFT lacks",
-            "from peft import PeftModel", f"from transformers import {head.auto_class}", "",
-            f"base = {head.auto_class}.from_pretrained({_base(plan.recipe.model.name)}{', ' + labels if labels else ''})",
-            f'model = PeftModel.from_pretrained(base, "{results["exports"]["adapter"]["path"]}")', "```", "",
-        ]  # fmt: skip
+        lines += _loading_adapter(plan, results, head)
     return lines
 
 
-def _base(name: str) -> str:
-    """Python text for the base model's place: transformers knows folders and hub ids, not `package:`."""
-    return f'ftkit.paths.resolve_package("{name}")' if name.startswith(PACKAGE_PREFIX) else f'"{name}"'
+def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head) -> list[str]:
+    known = {key: head.config[key] for key in ("num_labels", "id2label", "label2id") if key in head.config}
+    arguments = "".join(f", {key}={value!r}" for key, value in known.items())
+    # transformers knows folders and hub ids, not `package:`.
+    package, _, inner = plan.recipe.model.name.removeprefix(PACKAGE_PREFIX).partition("/")
+    packaged = plan.recipe.model.name.startswith(PACKAGE_PREFIX)
+    base = f'str(files("{package}") / "{inner}")' if packaged else f'"{plan.recipe.model.name}"'
+    imports = ["from importlib.resources import files", ""] if packaged else []
+    own = not METHODS.get(plan.recipe.method.name).known_to_peft
+    return [
+        "The adapter needs the base model and PEFT:", "", "```python", *imports,
+        *(["import ftkit.tuners  # registers the tuners that PEFT lacks"] if own else []),
+        "from peft import PeftModel", f"from transformers import {head.auto_class}", "",
+        f"base = {head.auto_class}.from_pretrained({base}{arguments})",
+        f'model = PeftModel.from_pretrained(base, "{results["exports"]["adapter"]["path"]}")', "```", "",
+    ]  # fmt: skip
 
 
 def _method(plan: Plan) -> list[str]:

@@ -71,8 +71,9 @@ class Predictor:
         cannot use, RecipeError for texts where a row needs more than one.
         """
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
-        rows, start = (self._row(row, number) for number, row in enumerate([rows] if isinstance(rows, str) else rows, start=1)), 1
-        while chunk := list(islice(rows, size)):
+        given = enumerate([rows] if isinstance(rows, str) else rows, start=1)
+        pending, start = (self._row(row, number) for number, row in given), 1
+        while chunk := list(islice(pending, size)):
             table = self._table(table_from_rows(chunk, "input", first_row=start))
             store = encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
             predictions, _, _ = predict_features(

@@ -44,6 +44,9 @@ from ftkit.run.results import Clock, artifacts, gates, missed_gates, opening, tr
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
 
+FEW_STEPS = 50
+"""Fewer leave the learning rate's schedule hardly time to rise and fall."""
+
 FINISHED = ("completed", "gate_not_met")
 
 STATUS_OF_EXIT = {2: "refused", 3: "diverged", 4: "gate_not_met", 5: "out_of_memory", 130: "interrupted", 143: "interrupted"}
@@ -134,12 +137,23 @@ class _Run:
             inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
             self._write_beginning(task, inputs)
             session = TrainingSession(prepared, self.splits, stores, self.folder, self.accelerator, self.observer)
+            self._note_what_is_thin(session)
             with self._trackers():
                 outcome = session.run()
             self.results |= training_facts(outcome, parameters, self.clock, self.accelerator.num_processes)
             self.results["splits"] = self._final_evaluations(session, outcome)
             self.results["exports"] = self._exports(prepared, inputs)
             return self._finish(prepared)
+
+    def _note_what_is_thin(self, session: TrainingSession) -> None:
+        """What is allowed, and yet seldom meant."""
+        if self.folder.resumed:
+            return
+        if session.trainer.total_steps < FEW_STEPS:
+            advice = "more epochs or a smaller batch give the method more to learn from"
+            self.observer.note(f"only {session.trainer.total_steps} optimizer steps; {advice}")
+        if self.splits.validation is None:
+            self.observer.note("no validation rows: the last weights are kept, whether they are the best or not (data.split.validation)")
 
     def _write_beginning(self, task: Any, inputs: dict[str, Any]) -> None:
         """The files that make the folder a run; the plan last, since it is what tells a run from a stray folder."""
