@@ -62,7 +62,20 @@ def test_these_verbs_do_without_torch(verb: list[str], recipe: Path) -> None:
 def test_there_are_the_promised_verbs() -> None:
     names = {" ".join(path) for path in VERBS}
     assert names == {
-        *("train", "validate", "plan", "inspect", "evaluate", "predict", "export", "methods", "tasks", "metrics", "schema"),
+        *(
+            "train",
+            "validate",
+            "doctor",
+            "plan",
+            "inspect",
+            "evaluate",
+            "predict",
+            "export",
+            "methods",
+            "tasks",
+            "metrics",
+            "schema",
+        ),
         *("init", "recipes list", "recipes show", "recipes copy", "env"),
     }
 

@@ -67,7 +67,8 @@ def test_an_unknown_method(ftkit: Run) -> None:
 def test_tasks(ftkit: Run) -> None:
     found = ftkit("tasks", "--json").document()["tasks"]
     assert [entry["name"] for entry in found] == TASKS.names()
-    assert "text" in [column["name"] for column in found[0]["columns"]]
+    classification = next(entry for entry in found if entry["name"] == "text-classification")
+    assert "text" in [column["name"] for column in classification["columns"]]
     assert "text-classification" in ftkit("tasks").out
     out = ftkit("tasks", "text-classification").out
     assert "problem_type" in out
