@@ -56,7 +56,9 @@ def last_group(pattern: str, text: str, *, key: str) -> str | None:
         for match in regex.compile(pattern).finditer(text, timeout=SECONDS_PER_NAME):
             found = match[1] if match[1] is not None else found
     except TimeoutError:
-        message = f"the regular expression {pattern!r} did not finish on a text of {len(text)} characters within {SECONDS_PER_NAME:g} s"
+        message = (
+            f"the regular expression {pattern!r} did not finish on a text of {len(text)} characters within {SECONDS_PER_NAME:g} s"
+        )
         hint = "Leave out repetitions inside repetitions, such as `(a+)+`"
         raise RecipeError(Problem(message=message, key=key, hint=hint)) from None
     return found

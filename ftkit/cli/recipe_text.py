@@ -109,7 +109,8 @@ def _exports(method: Any) -> list[str]:
 
 
 def _plain(option: Any) -> Any:
-    return option.get_default(call_default_factory=True)
+    default = option.get_default(call_default_factory=True)
+    return default.model_dump(mode="json", exclude_none=True) if hasattr(default, "model_dump") else default
 
 
 def _description(model: Any, name: str) -> str:

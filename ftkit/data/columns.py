@@ -67,6 +67,10 @@ def find_columns(table: Table, task: Task, columns: DataColumns, *, need_targets
             taken.add(usual)
         elif column.required and (need_targets or not column.target):
             problems.add(_missing(table, name, column))
+    if not found and not len(problems):
+        names = ", ".join(name for name, column in declared.items() if need_targets or not column.target)
+        hint = f"Columns: {_listed(table)}. Say which is which under `data.columns`."
+        problems.add(Problem(message=f"no column of {task.name} is there ({names})", place=_file_of(table), key="data", hint=hint))
     problems.raise_if_any()
     return {name: found[name] for name in declared if name in found}
 

@@ -83,7 +83,7 @@ def _contradictions(name: str, table: Table, hits: Hits, unwinnable: int, closed
     if closed and name == "train" and unwinnable >= CONTRADICTED_SHARE * len(table):
         severity = "error"
     message = f"{name}: {share(hits.count, len(table))} have the input of an earlier row and another answer"
-    hint = f"At least {unwinnable:,} of these rows will be counted as wrong whatever the model says: decide on one answer for each input"
+    hint = f"No model can be right on all of them ({unwinnable:,} at least are lost): decide on one answer for each input"
     return [about_rows("contradictions", severity, message, table, hits, hint if closed else "Keep them if both answers are right")]
 
 

@@ -14,7 +14,7 @@ from ftkit.diagnostics.label_noise import noise_findings
 from ftkit.diagnostics.labels import label_findings, label_reader, rows_by_label
 from ftkit.diagnostics.near_duplicates import near_duplicate_findings
 from ftkit.diagnostics.reading import read
-from ftkit.diagnostics.roles import Roles, roles_of
+from ftkit.diagnostics.roles import Roles, has_closed_answers, roles_of
 from ftkit.diagnostics.sizes import size_findings
 from ftkit.diagnostics.texts import text_findings
 from ftkit.recipe.plan import Plan
@@ -50,7 +50,7 @@ class _Look:
 
     def quick(self, *, learned: bool = True) -> list[Finding]:
         """Everything that takes a pass or two over the rows of a split by itself."""
-        closed = bool(learned and self.task.state().get("labels"))
+        closed = learned and has_closed_answers(self.task)
         found = size_findings(self.splits, self._train, answered=bool(self.roles["train"].targets))
         for name, table in self.splits.items():
             if name in self.inputs:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ftkit.data.table import Table
-from ftkit.diagnostics.findings import Finding, Hits, about_rows
+from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows
 from ftkit.diagnostics.roles import text_of
 
 LARGEST_SAMPLE = 20_000
@@ -23,6 +23,9 @@ LARGEST_SAMPLE = 20_000
 
 FEWEST_ROWS = 100
 """Rows below which the classifier is not asked."""
+
+FEWEST_OF_LABEL = 8
+"""Rows of a label below which the classifier cannot know it."""
 
 FOLDS = 5
 MOST_LABELS = 200
@@ -37,7 +40,11 @@ UNLIKELY = 0.05
 """The classifier gives another label more than SURE and the row's own less than UNLIKELY."""
 
 BETTER_THAN_CHANCE = 3.0
-"""Standard errors by which its accuracy must exceed the share of the largest label, so that its opinion is worth telling."""
+"""Standard errors by which its accuracy must exceed the share of the largest label."""
+
+SOME_SKILL, HIGH_SKILL = 0.4, 0.7
+"""Shares of the errors of always saying the largest label that it must avoid, so that its opinion is worth a note and a warning. A
+classifier that knows less errs more often than people do, even where it is sure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +64,14 @@ class Opinion:
         return float(np.mean(self.probabilities.argmax(axis=1) == self.labels))
 
     @property
-    def is_informed(self) -> bool:
-        """Whether it is clearly better than always saying the largest label."""
+    def skill(self) -> float:
+        """Share of the errors of always saying the largest label that it avoids; 0 if it may be by chance."""
         chance = float(self.prior.max())
-        return self.accuracy - chance > BETTER_THAN_CHANCE * math.sqrt(chance * (1 - chance) / len(self.labels))
+        gain = self.accuracy - chance
+        return gain / (1 - chance) if gain > BETTER_THAN_CHANCE * math.sqrt(chance * (1 - chance) / len(self.labels)) else 0.0
 
     def suspects(self) -> np.ndarray:
-        """Rows (int64) with a label that is probably wrong.
+        """Rows (int64) with a label that is probably wrong, the surest first.
 
         It must look so both as the classes are distributed and if all were as frequent: else each row of a rare label would be
         suspicious among those of a frequent one, for its frequency alone.
@@ -74,13 +82,14 @@ class Opinion:
         wrong = np.ones(len(rows), dtype=bool)
         for table in (self.probabilities, even):
             wrong &= (table.max(axis=1) > SURE) & (table[rows, self.labels] < UNLIKELY)
-        return np.flatnonzero(wrong & (self.probabilities.argmax(axis=1) == even.argmax(axis=1)))
+        found = np.flatnonzero(wrong & (self.probabilities.argmax(axis=1) == even.argmax(axis=1)))
+        return found[np.argsort(-self.probabilities[found].max(axis=1), kind="stable")]
 
 
 def noise_findings(
     table: Table, texts: Sequence[str], label: str, inputs: Sequence[bytes], names_of: Callable[[Any], list[str]]
 ) -> list[Finding]:
-    """Training rows with a label that is probably wrong.
+    """Training rows that may have the wrong label, the surest first.
 
     texts, label: the columns. inputs: digest of each row's input; equal ones share a fold. Nothing for rows with several labels.
     """
@@ -94,20 +103,23 @@ def noise_findings(
         " \n ".join(map(text_of, values)) for chunk in columns for values in zip(*(chunk[name] for name in texts), strict=True)
     ]
     opinion, order = ask(joined, [found[0] for found in names], [inputs[row] for row in rows.tolist()])
-    if opinion is None or not opinion.is_informed:
+    if opinion is None or opinion.skill < SOME_SKILL:
         return []
-    hits = Hits()
+    hits, enough = Hits(), opinion.prior * len(rows) >= FEWEST_OF_LABEL
     for row in opinion.suspects().tolist():
+        if not enough[opinion.labels[row]]:
+            continue
         best = int(opinion.probabilities[row].argmax())
         detail = f"{order[int(opinion.labels[row])]!r}, rather {order[best]!r} ({opinion.probabilities[row, best]:.2f})"
         hits.add(int(rows[row]), detail)
     if not hits.count:
         return []
     message = (
-        f"train: {hits.count:,} of {len(rows):,} rows looked at probably have the wrong label: a simple classifier that is right on "
+        f"train: {hits.count:,} of {len(rows):,} rows looked at may have the wrong label: a simple classifier that is right on "
         f"{100 * opinion.accuracy:.0f} % of the rows it was not trained on is sure of another one"
     )
-    return [about_rows("label-noise", "warning", message, table, hits, "Read them, and correct those that are wrong")]
+    severity: Severity = "warning" if opinion.skill >= HIGH_SKILL else "note"
+    return [about_rows("label-noise", severity, message, table, hits, "Read them, and correct those that are wrong")]
 
 
 def ask(texts: Sequence[str], labels: Sequence[str], inputs: Sequence[bytes]) -> tuple[Opinion | None, list[str]]:

@@ -17,23 +17,19 @@ class Roles:
     """Columns of a table by what they are for.
 
     inputs: what the model is given; targets: what it is to answer; files: those whose values are contents of files.
-    label: the column of label names, None if there is none.
+    text_targets: targets that are texts, not labels or tags. label: the column of label names, None if there is none.
     """
 
     inputs: tuple[str, ...]
     targets: tuple[str, ...]
     files: frozenset[str]
+    text_targets: tuple[str, ...]
     label: str | None
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Inputs that may hold text."""
         return tuple(name for name in self.inputs if name not in self.files)
-
-    @property
-    def text_targets(self) -> tuple[str, ...]:
-        """Targets that may hold text and are not labels."""
-        return tuple(name for name in self.targets if name not in self.files and name != self.label)
 
 
 def roles_of(task: Task, table: Table) -> Roles:
@@ -43,7 +39,14 @@ def roles_of(task: Task, table: Table) -> Roles:
     targets = tuple(name for name in present if declared[name].target)
     inputs = tuple(name for name in present if name not in targets) or tuple(present)
     files = frozenset(name for name in present if declared[name].file)
-    return Roles(inputs=inputs, targets=targets, files=files, label=_label_column(task, targets))
+    labels = {task.stratify_column(), *LABEL_NAMES, *(targets if has_closed_answers(task) else ())}
+    text_targets = tuple(name for name in targets if name not in files and name not in labels)
+    return Roles(inputs=inputs, targets=targets, files=files, text_targets=text_targets, label=_label_column(task, targets))
+
+
+def has_closed_answers(task: Task) -> bool:
+    """Whether a task that has learned answers out of a fixed set of labels or tags."""
+    return bool(task.state().get("labels"))
 
 
 def _label_column(task: Task, targets: tuple[str, ...]) -> str | None:

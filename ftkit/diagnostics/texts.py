@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from ftkit.diagnostics.roles import Roles, text_of
 LENGTH_Z = 6.0
 """Distance from the median of the logarithm of lengths, in robust standard deviations, from which a length is suspicious. Lengths of
 texts are near to log-normal; beyond 6 one row in a thousand million would lie by chance, which leaves room for heavier tails."""
+
+LENGTH_FACTOR = 4.0
+"""By which such a length must differ from the median, too: rows of some collections are all about as long."""
 
 FEWEST_FOR_LENGTHS = 50
 """Rows below which a spread of lengths says little."""
@@ -127,7 +131,7 @@ def odd_lengths(lengths: np.ndarray) -> np.ndarray:
     distance = np.abs(logs - np.median(logs))
     deviation = MAD_TO_DEVIATION * np.median(distance)
     # Where more than half of the lengths are equal there is no spread to measure by.
-    return known[distance > LENGTH_Z * deviation] if deviation > 0 else np.empty(0, np.int64)
+    return known[distance > max(LENGTH_Z * deviation, math.log(LENGTH_FACTOR))] if deviation > 0 else np.empty(0, np.int64)
 
 
 def _odd_lengths(split: str, table: Table, name: str, lengths: np.ndarray) -> list[Finding]:

@@ -153,7 +153,11 @@ def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list
         for index, form in enumerate(body.export):
             if form == "adapter" and not can.adapter:
                 found.append(
-                    (("export", index), f"{method.name} trains the model itself; there is no separate adapter", "Use `export: [merged]`")
+                    (
+                        ("export", index),
+                        f"{method.name} trains the model itself; there is no separate adapter",
+                        "Use `export: [merged]`",
+                    )
                 )
             if form == "merged" and can.adapter and not can.merge:
                 found.append((("export", index), f"what {method.name} trains cannot be merged into the model", "Use `adapter`"))

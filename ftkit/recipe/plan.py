@@ -74,6 +74,8 @@ def make_plan(recipe: Recipe, facts: ModelFacts, *, gpu: bool, gpu_bf16: bool) -
     task = TASKS.get(recipe.task.name)(recipe.task.options)
     method = METHODS.get(recipe.method.name)(recipe.method.options)
     defaults = {**FALLBACKS, **_derived(recipe, task, gpu_bf16), **task.defaults(facts), **method.defaults(facts)}
+    if recipe.train.warmup_steps is not None:
+        defaults.pop("train.warmup_ratio", None)
     sources: dict[str, str] = {}
     filled = _fill(recipe, "", defaults, sources)
     plan = Plan(recipe=_absolute_paths(filled, recipe.origin.base), facts=facts, sources=sources)

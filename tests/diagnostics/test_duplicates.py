@@ -44,7 +44,7 @@ def test_equal_inputs_with_other_labels_contradict_each_other() -> None:
     (finding,) = repeats([*rows, {**rows[0], "label": "warm"}, {**rows[0], "label": "wet"}])
     assert (finding.check, finding.severity, finding.rows) == ("contradictions", "warning", 2)
     assert finding.places == ("train.jsonl, row 301", "train.jsonl, row 302")
-    assert "At least 2 of these rows" in finding.hint
+    assert "(2 at least are lost)" in finding.hint
 
 
 @pytest.mark.parametrize(("split", "worst"), [("train", "error"), ("test", "warning")])
@@ -63,12 +63,15 @@ def test_other_answers_are_only_noted_where_several_may_be_right() -> None:
 
 
 def test_files_are_equal_by_their_content() -> None:
-    rows = [{"image": {"bytes": b"same", "path": "a.png"}, "label": "x"}, {"image": {"bytes": b"same", "path": "b.png"}, "label": "x"}]
+    rows = [
+        {"image": {"bytes": b"same", "path": "a.png"}, "label": "x"},
+        {"image": {"bytes": b"same", "path": "b.png"}, "label": "x"},
+    ]
     rows.append({"image": {"bytes": b"other", "path": "a.png"}, "label": "x"})
     found = table(rows)
     first, second, third = digests(found, ["image"], frozenset({"image"}))
     assert first == second != third
-    roles = Roles(inputs=("image",), targets=("label",), files=frozenset({"image"}), label="label")
+    roles = Roles(inputs=("image",), targets=("label",), files=frozenset({"image"}), text_targets=(), label="label")
     assert [f.places for f in duplicate_findings("train", found, [first, second, third], roles, closed=True)] == [
         ("train.jsonl, row 2",)
     ]
@@ -87,7 +90,8 @@ def test_leaks_are_found_between_all_splits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "few", "many"), [("warn", "warning", "error"), ("error", "error", "error"), ("drop", "note", "note"), ("off", "note", "note")]
+    ("mode", "few", "many"),
+    [("warn", "warning", "error"), ("error", "error", "error"), ("drop", "note", "note"), ("off", "note", "note")],
 )
 def test_the_recipe_decides_how_bad_a_leak_is(mode: str, few: str, many: str) -> None:
     rows = clean_splits()

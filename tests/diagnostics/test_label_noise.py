@@ -32,8 +32,11 @@ def test_flipped_labels_are_found() -> None:
         rows[row]["label"] = "wet" if rows[row]["label"] == "cold" else "cold"
     (finding,) = noise(rows)
     assert (finding.check, finding.severity) == ("label-noise", "warning")
-    assert finding.places == tuple(f"train.jsonl, row {row + 1}" for row in flipped)
-    assert finding.details[0].startswith("'cold', rather 'wet' (0.9")
+    assert sorted(finding.places) == sorted(f"train.jsonl, row {row + 1}" for row in flipped)
+    told = dict(zip(finding.places, finding.details, strict=True))
+    assert told["train.jsonl, row 202"].startswith("'wet', rather 'cold' (0.9")
+    sureness = [float(detail[-5:-1]) for detail in finding.details]
+    assert sureness == sorted(sureness, reverse=True)
     assert "of 600 rows looked at" in finding.message
 
 
@@ -56,6 +59,13 @@ def test_few_rows_and_several_labels_are_left_alone() -> None:
     assert noise(several) == []
 
 
+def test_rare_labels_are_not_suspected() -> None:
+    rows = plain_rows(600)
+    for row in rows[:7]:
+        row["label"] = "rare"
+    assert noise(rows) == []
+
+
 def opinion(probabilities: list[list[float]], labels: list[int], prior: list[float]) -> Opinion:
     return Opinion(probabilities=np.array(probabilities), labels=np.array(labels), prior=np.array(prior))
 
@@ -73,11 +83,22 @@ def test_the_frequency_of_a_label_alone_does_not_make_suspects() -> None:
     assert opinion([[0.999, 0.001]], [1], [0.9, 0.1]).suspects().tolist() == [0]
 
 
-@pytest.mark.parametrize(("right", "informed"), [(500, False), (540, False), (560, True)])
-def test_it_must_be_clearly_better_than_chance(right: int, informed: bool) -> None:
+@pytest.mark.parametrize(("right", "skill"), [(500, 0.0), (540, 0.0), (560, 0.12), (750, 0.5), (1000, 1.0)])
+def test_its_skill_is_that_beyond_chance(right: int, skill: float) -> None:
     # Three standard errors of a share of 0.5 in 1000 rows are 0.047.
     table_of = [[0.9, 0.1] if number < right else [0.1, 0.9] for number in range(1000)]
-    assert opinion(table_of, [0] * 1000, [0.5, 0.5]).is_informed is informed
+    assert opinion(table_of, [0] * 1000, [0.5, 0.5]).skill == pytest.approx(skill)
+
+
+@pytest.mark.parametrize(("noisy", "severity"), [(0.0, "warning"), (0.4, "note"), (0.8, None)])
+def test_a_classifier_that_knows_little_says_little(noisy: float, severity: str | None) -> None:
+    rows, draw = plain_rows(900), random.Random(0)
+    for number, row in enumerate(rows):
+        if number < 5 or draw.random() < noisy:
+            # Of another vocabulary, with labels that nothing tells.
+            row["text"] = row["text"] if number < 5 else " ".join(f"z{draw.randrange(12)}" for _ in range(8))
+            row["label"] = draw.choice([name for name in ("cold", "warm", "wet") if name != row["label"]])
+    assert [finding.severity for finding in noise(rows)] == ([severity] if severity else [])
 
 
 def test_folds_keep_equal_inputs_together_and_labels_spread() -> None:

@@ -75,7 +75,8 @@ def test_every_column_must_be_nearly_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("Good morning!", "good, morning"), ("yes", "Yes."), ("我们今天去公园", "我们今天去公园。"), ("สวัสดีครับ", "สวัสดีครับ!")]
+    ("one", "other"),
+    [("Good morning!", "good, morning"), ("yes", "Yes."), ("我们今天去公园", "我们今天去公园。"), ("สวัสดีครับ", "สวัสดีครับ!")],
 )
 def test_short_texts_and_those_without_blanks_count(one: str, other: str) -> None:
     assert len(near({"train": texts(one, "something else entirely", other)})) == 1

@@ -12,7 +12,8 @@ def test_half_widths_are_those_of_the_binomial_distribution() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "severity"), [(rows_for(FINE), None), (rows_for(FINE) - 1, "note"), (rows_for(COARSE), "note"), (rows_for(COARSE) - 1, "warning")]
+    ("rows", "severity"),
+    [(rows_for(FINE), None), (rows_for(FINE) - 1, "note"), (rows_for(COARSE), "note"), (rows_for(COARSE) - 1, "warning")],
 )
 def test_small_splits(rows: int, severity: str | None) -> None:
     splits = splits_of({"train": clean_rows(30), "test": clean_rows(rows)})

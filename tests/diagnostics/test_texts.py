@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001  (characters that look alike are what this is about)
 from __future__ import annotations
 
 import numpy as np
@@ -78,6 +79,20 @@ def test_log_normal_lengths_are_not_odd() -> None:
     assert not len(odd_lengths(lengths))
     lengths[17] = 100_000
     assert odd_lengths(lengths).tolist() == [17]
+
+
+def test_lengths_that_are_all_about_the_same_have_none() -> None:
+    lengths = np.array([1100 + number % 11 for number in range(500)])
+    lengths[3:5] = 1300, 4500
+    assert odd_lengths(lengths).tolist() == [4]
+
+
+def test_tags_are_no_texts() -> None:
+    task = make_task("token-classification")
+    found = table([{"tokens": f"Anna sees Bo{number}", "tags": "B-PER O B-PER"} for number in range(60)])
+    task.learn(found)
+    roles = roles_of(task, found)
+    assert (roles.texts, roles.targets, roles.text_targets) == (("tokens",), ("tags",), ())
 
 
 def test_equal_lengths_and_few_rows_have_no_odd_ones() -> None:

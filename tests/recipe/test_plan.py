@@ -151,3 +151,9 @@ def test_json_schema_knows_every_component() -> None:
         assert {form["properties"]["name"]["const"] for form in forms} == set(registry.names())
         assert all(form["additionalProperties"] is False for form in forms)
     assert set(schema["required"]) == {"data", "method", "model", "task"}
+
+
+def test_warmup_steps_leave_the_ratio_open_so_that_the_plan_stays_a_recipe() -> None:
+    found = plan(TEXT, "train.warmup_steps=7")
+    assert found.recipe.train.warmup_ratio == "auto"
+    assert plan(found.to_yaml()).recipe.train.warmup_steps == 7

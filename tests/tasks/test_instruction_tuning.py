@@ -318,6 +318,11 @@ def test_training_rows_need_an_answer_and_rows_to_predict_do_not() -> None:
         task.score([{"example": 0, "text": "x"}], [asked])
 
 
+def test_rows_without_any_of_the_columns_are_refused() -> None:
+    with pytest.raises(DataError, match="the training rows have none of the columns messages, conversations, instruction"):
+        make().learn([])
+
+
 # --- state ------------------------------------------------------------------------------------------------------------
 
 
@@ -331,7 +336,9 @@ def test_columns_follow_what_was_learned() -> None:
 
 def test_state_comes_back_with_the_template_and_without_its_file(tmp_path: Path) -> None:
     path = tmp_path / "own.jinja"
-    path.write_text(BUILT_IN["zephyr"].replace("{{- '<|'", "{{- '<|our '").replace("<|assistant|>", "<|our assistant|>"), encoding="utf-8")
+    path.write_text(
+        BUILT_IN["zephyr"].replace("{{- '<|'", "{{- '<|our '").replace("<|assistant|>", "<|our assistant|>"), encoding="utf-8"
+    )
     task = make(ROWS, chat_template=str(path))
     state = json.loads(json.dumps(task.state()))
     assert state == {"layouts": ["prompt_completion"], "longest_answer": len("We say #2.0") + 1, "chat_template": path.read_text()}
