@@ -69,11 +69,8 @@ def _copies(name: str, table: Table, hits: Hits) -> list[Finding]:
         return []
     many = hits.count >= DUPLICATE_SHARE * len(table)
     message = f"{name}: {share(hits.count, len(table))} are copies of an earlier row"
-    return [
-        about_rows(
-            "duplicates", "warning" if many else "note", message, table, hits, "Remove them, or weigh sources by `weight` instead"
-        )
-    ]
+    hint = "Remove them, or weigh sources by `weight` instead" if name == "train" else "Remove them: they count twice in metrics"
+    return [about_rows("duplicates", "warning" if many else "note", message, table, hits, hint)]
 
 
 def _contradictions(name: str, table: Table, hits: Hits, unwinnable: int, closed: bool) -> list[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 from ftkit.data.features import FeatureStore, encode_table
 from ftkit.data.splits import Splits
 from ftkit.data.table import Table
-from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows, share
+from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows, percent, share
 from ftkit.diagnostics.roles import Roles, text_of
 from ftkit.errors import DataError, ModelError
 from ftkit.recipe.plan import Plan
@@ -171,13 +171,13 @@ def _cut(name: str, table: Table, counts: TokenCounts, whole: np.ndarray, plan: 
     hits = Hits()
     for row in counts.cut:
         hits.add(row, f"{whole[row]:,} tokens")
-    lost = 100 * int((whole - counts.lengths).sum()) / max(1, int(whole.sum()))
-    spread = ", ".join(f"{percent} % up to {int(np.percentile(whole, percent)):,}" for percent in LENGTHS_SHOWN)
+    lost = percent(int((whole - counts.lengths).sum()) / max(1, int(whole.sum())))
+    spread = ", ".join(f"{part} % up to {int(np.percentile(whole, part)):,}" for part in LENGTHS_SHOWN)
     severity: Severity = "warning" if len(counts.cut) >= CUT_SHARE * len(table) else "note"
     limit = getattr(plan.recipe.task.options, "max_length", None)
     where = f" at task.max_length {limit}" if limit else ""
     message = (
-        f"{name}: {share(len(counts.cut), len(table))} are cut{where}; {lost:.2g} % of all tokens are lost "
+        f"{name}: {share(len(counts.cut), len(table))} are cut{where}; {lost} of all tokens are lost "
         f"(tokens of a row: {spread}, the longest {int(whole.max()):,})"
     )
     return about_rows("cut-rows", severity, message, table, hits, _advice(whole, plan))
@@ -186,17 +186,22 @@ def _cut(name: str, table: Table, counts: TokenCounts, whole: np.ndarray, plan: 
 def _advice(whole: np.ndarray, plan: Plan) -> str:
     """How fewer rows would be cut."""
     options, limit = plan.recipe.task.options, plan.facts.max_positions
-    for percent in (99, 95):
-        wanted = -(-int(np.percentile(whole, percent)) // LENGTH_STEP) * LENGTH_STEP
-        if limit is None or wanted <= limit:
-            return f"`task.max_length: {wanted}` keeps {percent} % of the rows whole"
+    present = getattr(options, "max_length", None) or 0
+    for part in (95, 99, 100):
+        wanted = -(-int(np.percentile(whole, part)) // LENGTH_STEP) * LENGTH_STEP
+        if wanted > present and (limit is None or wanted <= limit):
+            return f"`task.max_length: {wanted}` keeps {part} % of the rows whole"
     windows = ", or set `task.long_texts: windows`" if hasattr(options, "long_texts") else ""
-    return f"The model takes {limit} tokens: shorten the texts, choose another model{windows}"
+    if limit is not None and present < limit:
+        return (
+            f"`task.max_length: {limit}`, all that the model takes, keeps {percent(float(np.mean(whole <= limit)))} whole{windows}"
+        )
+    return f"The model takes no more: shorten the texts, choose another model{windows}"
 
 
 def _unknown(name: str, table: Table, counts: TokenCounts) -> Finding:
     part = counts.unknown / counts.tokens
-    message = f"{name}: the tokenizer does not know {counts.unknown:,} of {counts.tokens:,} tokens ({100 * part:.2g} %)"
+    message = f"{name}: the tokenizer does not know {counts.unknown:,} of {counts.tokens:,} tokens ({percent(part)})"
     hint = "The model sees nothing of these words: clean the texts, or choose a model for this language or alphabet"
     severity: Severity = "warning" if part >= UNKNOWN_WARNED else "note"
     return about_rows("unknown-tokens", severity, message, table, counts.rows_with_unknown, hint)

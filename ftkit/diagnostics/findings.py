@@ -72,7 +72,15 @@ def about_rows(check: str, severity: Severity, message: str, table: Table, hits:
 
 def share(part: int, whole: int) -> str:
     """`12 of 3,000 rows (0.4 %)`."""
-    return f"{part:,} of {whole:,} rows ({100 * part / max(1, whole):.2g} %)"
+    return f"{part:,} of {whole:,} rows ({percent(part / max(1, whole))})"
+
+
+def percent(value: float) -> str:
+    """A share from 0 to 1 in two digits, three near to 1: `0.4 %`, `23 %`, `99.9 %`."""
+    number = 100 * value
+    if number < 10:
+        return f"{number:.2g} %"
+    return f"{number:.1f} %" if 99 <= number < 100 else f"{number:.0f} %"
 
 
 def listed(names: Iterable[str]) -> str:

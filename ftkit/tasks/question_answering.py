@@ -222,7 +222,7 @@ class QuestionAnswering(Task):
         """A span head: for each token a logit of being the first one of the answer, and one of being the last one."""
         names = ["start", "end"]
         config = {"num_labels": 2, "id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        return Head(auto_class="AutoModelForQuestionAnswering", peft_task_type="QUESTION_ANS", config=config)
+        return Head(auto_class="AutoModelForQuestionAnswering", peft_task_type=None, config=config)
 
     def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         """A feature for each window: `input_ids`, `token_type_ids` (where the model has them), `context_at` (place of its first token of

@@ -67,12 +67,21 @@ def test_many_cut_rows_are_a_warning_with_a_length_that_would_do(make: Make) -> 
     plan = make(task="{name: text-classification, max_length: 10}")
     (finding,) = found_in(plan, [*known_rows(90), *known_rows(10, words=20)])
     assert finding.severity == "warning"
-    assert finding.hint == "`task.max_length: 24` keeps 99 % of the rows whole"
+    assert finding.hint == "`task.max_length: 24` keeps 95 % of the rows whole"
+
+
+def test_the_advice_is_a_length_beyond_the_present_one(make: Make) -> None:
+    rows = known_rows(500)
+    rows[3]["text"] = " ".join(["w1"] * 40)
+    (finding,) = found_in(make(task="{name: text-classification, max_length: 16}"), rows)
+    assert finding.hint == "`task.max_length: 48` keeps 100 % of the rows whole"
+    (finding,) = found_in(make(task="{name: text-classification, max_length: 16}"), [*known_rows(60), *known_rows(40, words=100)])
+    assert finding.hint.startswith("`task.max_length: 64`, all that the model takes, keeps 60 % whole, or set `task.long_texts")
 
 
 def test_rows_beyond_the_model_ask_for_windows(make: Make) -> None:
     (finding,) = found_in(make(), known_rows(40, words=100))
-    assert "The model takes 64 tokens" in finding.hint
+    assert "The model takes no more" in finding.hint
     assert "task.long_texts: windows" in finding.hint
     assert found_in(make(task="{name: text-classification, long_texts: windows}"), known_rows(40, words=100)) == []
 
@@ -171,4 +180,4 @@ def test_lengths_are_those_of_the_plan(make: Make) -> None:
     plan = make(task="{name: text-classification, max_length: 10}")
     short = replace(plan, facts=replace(plan.facts, max_positions=16))
     (finding,) = found_in(short, known_rows(20, words=30))
-    assert "The model takes 16 tokens" in finding.hint
+    assert "`task.max_length: 16`, all that the model takes, keeps 0 % whole" in finding.hint

@@ -22,7 +22,7 @@ def lora_only(name: str, layout: ModelLayout) -> bool:
     [
         ("bert", "AutoModelForSequenceClassification", TaskType.SEQ_CLS),
         ("bert", "AutoModelForTokenClassification", TaskType.TOKEN_CLS),
-        ("bert", "AutoModelForQuestionAnswering", TaskType.QUESTION_ANS),
+        ("bert", "AutoModelForQuestionAnswering", None),
         ("bert", "AutoModelForMaskedLM", None),
         ("gpt2", "AutoModelForCausalLM", TaskType.CAUSAL_LM),
         ("llama", "AutoModelForCausalLM", TaskType.CAUSAL_LM),
