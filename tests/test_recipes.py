@@ -144,7 +144,7 @@ WRONG = {
     "a flag": "true",
     "text": "'not a value'",
 }
-OPEN_TEXT = {"name", "path", "encoding", "text", "label", "stratify"}
+OPEN_TEXT = {"name", "decoder", "path", "encoding", "text", "label", "stratify"}
 
 
 @pytest.mark.parametrize("wrong", ["a mapping", "a list of a mapping"])
@@ -163,7 +163,7 @@ def test_wrong_scalar(path: Path, keys: tuple[Any, ...], key: yaml.ScalarNode, v
         return
     if keys == ("model",) and wrong == "text":
         return
-    if wrong == "nothing" and keys[-1] in ("early_stopping", "split"):
+    if wrong == "nothing" and keys[-1] in ("early_stopping", "split", "decoder"):
         return
     if wrong in ("text", "nothing") and keys in (("data", "validation"), ("data", "test")):
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +68,16 @@ class _Look:
             return []
         return noise_findings(table, roles.texts, roles.label, self.inputs["train"], self.names_of)
 
-    def texts(self) -> Sequence[str]:
-        """Columns of text that all splits have."""
-        return [name for name in self.roles["train"].texts if all(name in roles.texts for roles in self.roles.values())]
+    def near_duplicates(self) -> list[Finding]:
+        """Rows that are nearly the same."""
+        texts, answers = self._in_all_splits("texts"), self._in_all_splits("text_targets")
+        label = self.roles["train"].label
+        labels = {name: digests(table, [label]) for name, table in self.tables.items()} if label else None
+        return near_duplicate_findings(self.splits, texts, self.inputs, answers, labels)
+
+    def _in_all_splits(self, role: str) -> list[str]:
+        """Columns that have this role in every split."""
+        return [name for name in getattr(self.roles["train"], role) if all(name in getattr(r, role) for r in self.roles.values())]
 
 
 def quick_findings(splits: Splits, task: Task, train: TrainSpec) -> list[Finding]:
@@ -100,7 +107,7 @@ def examine(plan: Plan, *, stage: Callable[[str], None] = lambda name: None, all
     look.digest(look.tables)
     found = [*reading.findings, *leak_findings(reading.splits, look.inputs, spec.leaks), *look.quick(learned=reading.learned)]
     stage("looking for near-duplicates")
-    found += near_duplicate_findings(reading.splits, look.texts(), look.inputs)
+    found += look.near_duplicates()
     if reading.learned:
         stage("looking for wrong labels")
         found += look.noise()

@@ -120,10 +120,14 @@ def candidates(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def near_duplicates(splits: Splits, columns: Sequence[str], inputs: Mapping[str, Sequence[bytes]]) -> list[Pair]:
+def near_duplicates(
+    splits: Splits, columns: Sequence[str], inputs: Mapping[str, Sequence[bytes]], answers: Sequence[str] = ()
+) -> list[Pair]:
     """Pairs of rows all of whose texts are nearly the same and whose inputs are not equal.
 
     columns: those of the texts. inputs: digest of each row's input, by split. Of equal rows of a split only the first is looked at.
+    answers: columns of texts to answer with, which must be nearly the same too: what differs in a word and has another answer
+    (`a quarter past four`, 4:15) is another example.
     """
     tables = [table for _, table in splits.items()]
     equal = [digest for name, _ in splits.items() for digest in inputs[name]]
@@ -134,7 +138,7 @@ def near_duplicates(splits: Splits, columns: Sequence[str], inputs: Mapping[str,
     for first, second in np.unique(np.concatenate(pairs), axis=0).tolist() if pairs else ():
         if equal[first] != equal[second]:
             found.append((first, second))
-    return list(_verified(found, tables, columns, shingler))
+    return list(_verified(found, tables, [*columns, *answers], shingler))
 
 
 def _distinct(digests: Sequence[bytes]) -> np.ndarray:
@@ -197,27 +201,41 @@ def _similarity(first: Sequence[frozenset[int]], second: Sequence[frozenset[int]
     return smallest
 
 
-def near_duplicate_findings(splits: Splits, columns: Sequence[str], inputs: Mapping[str, Sequence[bytes]]) -> list[Finding]:
-    """Near-duplicates within each split and between two of them. Arguments: see `near_duplicates`."""
+def near_duplicate_findings(
+    splits: Splits,
+    columns: Sequence[str],
+    inputs: Mapping[str, Sequence[bytes]],
+    answers: Sequence[str] = (),
+    labels: Mapping[str, Sequence[bytes]] | None = None,
+) -> list[Finding]:
+    """Near-duplicates within each split and between two of them.
+
+    labels: digest of each row's label, by split; pairs with different ones are told apart. The rest: see `near_duplicates`.
+    """
     starts: list[tuple[int, str, Table]] = []
     total = 0
     for name, table in splits.items():
         starts.append((total, name, table))
         total += len(table)
-    met: dict[tuple[str, str], dict[int, str]] = {}
-    for pair in near_duplicates(splits, columns, inputs):
+    met: dict[tuple[str, str, bool], dict[int, str]] = {}
+    for pair in near_duplicates(splits, columns, inputs, answers):
         first, name, table = next(part for part in reversed(starts) if part[0] <= pair.second)
         other_first, other, other_table = next(part for part in reversed(starts) if part[0] <= pair.first)
-        detail = f"≈ {other_table.place(pair.first - other_first)} ({pair.similarity:.2f})"
-        met.setdefault((name, other), {}).setdefault(pair.second - first, detail)
+        row, other_row = pair.second - first, pair.first - other_first
+        agree = labels is None or labels[name][row] == labels[other][other_row]
+        met.setdefault((name, other, agree), {}).setdefault(row, f"≈ {other_table.place(other_row)} ({pair.similarity:.2f})")
     tables = {name: table for _, name, table in starts}
-    return [_finding(name, other, tables[name], rows) for (name, other), rows in met.items()]
+    return [_finding(name, other, tables[name], rows, agree) for (name, other, agree), rows in met.items()]
 
 
-def _finding(name: str, other: str, table: Table, rows: Mapping[int, str]) -> Finding:
+def _finding(name: str, other: str, table: Table, rows: Mapping[int, str], agree: bool) -> Finding:
     hits = Hits()
     for row in sorted(rows):
         hits.add(row, rows[row])
+    if not agree:
+        known = "an earlier row" if name == other else f"{other} rows"
+        message = f"{name}: {share(hits.count, len(table))} are nearly the same as {known} and have another label"
+        return about_rows("near-contradictions", "note", message, table, hits, "Look whether both labels are right")
     if name != other:
         message = f"{name}: {share(hits.count, len(table))} are nearly the same as {other} rows"
         hint = f"Remove them from {other} if they come from one source: results on them flatter the model"

@@ -153,5 +153,32 @@ def test_texts_are_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert largest == 100
 
 
+def test_what_has_another_answer_is_another_example() -> None:
+    rows = [
+        {"source": LONG + " four", "target": "at sixteen hours and ten minutes"},
+        {"source": LONG + " five", "target": "at seventeen hours and ten minutes"},
+        {"source": LONG + " Four!", "target": "At sixteen hours and ten minutes."},
+    ]
+    splits = splits_of({"train": rows})
+    (finding,) = near_duplicate_findings(splits, ["source"], {"train": digests(splits.train, ["source"])}, ["target"])
+    assert finding.places == ("train.jsonl, row 3",)
+
+
+def test_other_labels_are_told_apart() -> None:
+    rows = clean_splits()
+    rows["train"][5] = {"text": LONG, "label": "cold"}
+    rows["train"][6] = {"text": LONG + "!", "label": "warm"}
+    rows["train"][7] = {"text": LONG + "?", "label": "cold"}
+    rows["test"][3] = {"text": LONG + " more", "label": "wet"}
+    splits = splits_of(rows)
+    inputs, labels = ({name: digests(found, [column]) for name, found in splits.items()} for column in ("text", "label"))
+    found = near_duplicate_findings(splits, ["text"], inputs, labels=labels)
+    told = {(finding.check, finding.message.split(":")[0]): finding for finding in found}
+    assert set(told) == {("near-duplicates", "train"), ("near-contradictions", "train"), ("near-contradictions", "test")}
+    assert told["near-duplicates", "train"].places == ("train.jsonl, row 8",)
+    assert told["near-contradictions", "train"].places == ("train.jsonl, row 7",)
+    assert told["near-contradictions", "test"].severity == "note"
+
+
 def test_no_rows_no_candidates() -> None:
     assert len(candidates(np.empty((0, BANDS), np.uint64), np.empty(0, np.int64))) == 0
