@@ -108,10 +108,13 @@ def _word(details: list[dict[str, Any]], path: KeyPath, model: type[BaseModel], 
 
 
 def _unknown_key(key: str, known: Sequence[str], moved: dict[str, list[str]]) -> tuple[str, str]:
-    if near := get_close_matches(key.lower(), known, n=1, cutoff=0.6):
+    # A slip of the pen in a key from here is likelier than a key from elsewhere, and that likelier than a distant likeness.
+    if near := get_close_matches(key.lower(), known, n=1, cutoff=0.75):
         return f"unknown key {key!r}", f"Did you mean {near[0]!r}?"
     if key in moved:
         return f"unknown key {key!r} here", f"It belongs under {' or '.join(_shallow_first(moved[key]))}"
+    if near := get_close_matches(key.lower(), known, n=1, cutoff=0.6):
+        return f"unknown key {key!r}", f"Did you mean {near[0]!r}?"
     if near := get_close_matches(key.lower(), list(moved), n=1, cutoff=0.7):
         return f"unknown key {key!r}", f"Did you mean {near[0]!r}, under {' or '.join(_shallow_first(moved[near[0]]))}?"
     return f"unknown key {key!r}", f"Known here: {', '.join(known)}" if known else "No keys are known here"

@@ -2,6 +2,7 @@
 
 {"source": "The committee met on Monday and ...", "target": "Committee meets."}
 {"source": "Guten Morgen!", "target": ["Good morning!", "Morning!"]}        several references: the first is learned
+{"translation": {"de": "Guten Morgen!", "en": "Good morning!"}}             both columns are `translation`, with translation_keys
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from ftkit.metrics.base import LOSS, MetricSpec
 from ftkit.metrics.interchange import ExternalMetric
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
-from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Rows, Task
+from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Rows, Task
 from ftkit.tasks.parts.generation import GenerationOptions
-from ftkit.tasks.parts.labels import shown
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
 from ftkit.tasks.parts.target_texts import encode_targets, end_token, language_place, set_languages
-from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, spread, tokenize
+from ftkit.tasks.parts.text_pairs import TextPairs
+from ftkit.tasks.parts.texts import pad_inputs, shown_tokens, spread, tokenize
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -53,6 +54,11 @@ class Options(Strict):
     prefix: str = Field("", description="Put before each source text, as T5 wants it: `summarize: `.")
     source_language: str | None = Field(None, min_length=1, description="Code of a multilingual tokenizer (mBART, NLLB): `en_XX`.")
     target_language: str | None = Field(None, min_length=1, description="The same for the target.")
+    translation_keys: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="For data that holds both texts in one mapping, `{de: ..., en: ...}`: keys of the source and of the target. Map both "
+        "columns to it: `columns: {source: translation, target: translation}`.",
+    )
     max_source_length: Annotated[int, Field(ge=8)] | Auto = Field(
         "auto",
         description="Longest source in tokens, prefix included; the end of longer ones is cut off. auto: what the model takes, at "
@@ -74,8 +80,8 @@ class Seq2Seq(Task):
 
     Training and the loss are teacher-forced: each target token is predicted from the source and the true tokens before it. The loss
     picks the best checkpoint unless `metrics` begins with another one, because it costs one forward pass a batch; metrics of
-    generated text cost one a token. They are computed in evaluations during training only if they pick the checkpoint, stop the
-    training or are gates, and always in the final ones.
+    generated text cost one a token. They are computed in evaluations during training only if one picks the checkpoint, and always in the
+    final ones.
     Where an example has several references, the first is learned and counts for the loss; generated texts are scored against all.
     """
 
@@ -90,6 +96,7 @@ class Seq2Seq(Task):
         super().__init__(options)
         chosen = _AUTO_METRICS[self.options.goal] if self.options.metrics == "auto" else self.options.metrics
         self._metrics = MetricChoice({**_OF_TOKENS, **generated_text.METRICS}, chosen)
+        self._pairs = TextPairs(self.options.translation_keys)
         self._longest_target = 0
         self._scorer: LanguageScorer | None = None
         self._start: int | None = None
@@ -107,18 +114,7 @@ class Seq2Seq(Task):
 
     def check_row(self, row: Row) -> None:
         """Raises RowError for an empty source, and for a target that is neither text nor a list of texts."""
-        check_text(row, "source")
-        if "target" not in row:
-            return
-        value = row["target"]
-        if not isinstance(value, (list, tuple)):
-            check_text(row, "target")
-            return
-        if not value:
-            raise RowError("target", "the list of references is empty", "Fill it in, or remove the row")
-        for number, text in enumerate(value, start=1):
-            if not isinstance(text, str) or not text.strip():
-                raise RowError("target", f"reference {number} is {shown(text)}; expected a text", "Correct the row")
+        self._pairs.check(row)
 
     def check_options(self) -> str:
         """Languages that come alone, and unknown metrics."""
@@ -171,9 +167,8 @@ class Seq2Seq(Task):
         """Characters of sources and targets, references of a row, and how many tokens are generated at most."""
         sources, targets, references = [], [], []
         for row in rows:
-            sources.append(len(row["source"]))
-            if row.get("target") is not None:
-                texts = _references(row)
+            sources.append(len(self._pairs.source(row)))
+            if texts := self._pairs.references(row):
                 targets.append(len(texts[0]))
                 references.append(len(texts))
         facts = {"rows": len(sources), "source_characters": spread(sources), "target_characters": spread(targets)}
@@ -204,7 +199,8 @@ class Seq2Seq(Task):
         return [feature for block in blocks for feature in self._encode_block(block, processor)]
 
     def _encode_block(self, rows: Sequence[Row], processor: Any) -> list[Features]:
-        sources = tokenize([self.options.prefix + row["source"] for row in rows], None, processor, self.options.max_source_length)
+        texts = [self.options.prefix + self._pairs.source(row) for row in rows]
+        sources = tokenize(texts, None, processor, self.options.max_source_length)
         features: list[Features] = [
             {
                 "input_ids": source["input_ids"],
@@ -217,8 +213,8 @@ class Seq2Seq(Task):
         with_target = [index for index, row in enumerate(rows) if row.get("target") is not None]
         if not with_target:
             return features
-        texts = [_references(rows[index])[0] for index in with_target]
-        for index, (ids, cut) in zip(with_target, encode_targets(texts, processor, self.options.max_target_length), strict=True):
+        targets = [self._pairs.references(rows[index])[0] for index in with_target]
+        for index, (ids, cut) in zip(with_target, encode_targets(targets, processor, self.options.max_target_length), strict=True):
             feature = features[index]
             feature |= {"target_ids": ids, "target_length": len(ids), "truncated": feature["source_cut"] or cut}
             feature["length"] += len(ids)
@@ -232,6 +228,7 @@ class Seq2Seq(Task):
         """
         from ftkit.tasks.parts.language_loss import LanguageScorer, probe_tokens
 
+        set_languages(processor, self.options.source_language, self.options.target_language)
         plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
         settings = plain.generation_config
         if settings.decoder_start_token_id is None:
@@ -339,13 +336,26 @@ class Seq2Seq(Task):
         """Those of the `metrics` option in its order, then the loss."""
         return self._metrics.specs()
 
+    def _arrays(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, Any]:
+        """Sums of the tokens of each example and, where texts were generated, `references` and `predictions`."""
+        import numpy as np
+
+        kinds = {"nll": np.float64, "tokens": np.int64, "correct": np.int64}
+        arrays: dict[str, Any] = {
+            name: np.array([prediction[name] for prediction in predictions], kind) for name, kind in kinds.items()
+        }
+        if any("text" in prediction for prediction in predictions):
+            texts = [prediction["text"] for prediction in predictions]
+            arrays |= generated_text.as_arrays([self._pairs.references(row) for row in rows], texts)
+        return arrays
+
     def score(self, predictions: Sequence[Prediction], rows: Rows, names: Sequence[str] | None = None) -> dict[str, Any]:
         """All metrics but the loss. All are None if any prediction is not a finite number."""
-        return self._metrics.score(_arrays(predictions, rows), names, allow_code=self.allow_code)
+        return self._metrics.score(self._arrays(predictions, rows), names, allow_code=self.allow_code)
 
     def intervals(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, tuple[float, float]]:
         """Of the headline metrics, by resampling examples."""
-        arrays = _arrays(predictions, rows)
+        arrays = self._arrays(predictions, rows)
         return headline_intervals(self.metrics(), arrays, generated_text.RESAMPLED) if finite(arrays) else {}
 
     def details(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, Any]:
@@ -354,10 +364,14 @@ class Seq2Seq(Task):
             return {}
         cut = sum(not prediction["complete"] for prediction in predictions)
         examples = [
-            {"source": rows[index]["source"], "references": _references(rows[index]), "text": prediction["text"]}
+            {
+                "source": self._pairs.source(rows[index]),
+                "references": self._pairs.references(rows[index]),
+                "text": prediction["text"],
+            }
             for index, prediction in enumerate(predictions[:_SHOWN_EXAMPLES])
         ]
-        arrays = _arrays(predictions, rows)
+        arrays = self._arrays(predictions, rows)
         found = generated_text.signatures(arrays["references"], arrays["predictions"])
         names = [spec.name for spec in self.metrics()]
         return {
@@ -378,22 +392,3 @@ class Seq2Seq(Task):
         if features["truncated"] and not features["source_cut"]:
             pairs.append(("", f"target cut at {len(tokens)} tokens"))
         return pairs
-
-
-def _references(row: Row) -> list[str]:
-    target = row["target"]
-    return [target] if isinstance(target, str) else list(target)
-
-
-def _arrays(predictions: Sequence[Prediction], rows: Rows) -> dict[str, Any]:
-    """Sums of the tokens of each example and, where texts were generated, `references` and `predictions`."""
-    import numpy as np
-
-    kinds = {"nll": np.float64, "tokens": np.int64, "correct": np.int64}
-    arrays: dict[str, Any] = {
-        name: np.array([prediction[name] for prediction in predictions], kind) for name, kind in kinds.items()
-    }
-    if any("text" in prediction for prediction in predictions):
-        texts = [prediction["text"] for prediction in predictions]
-        arrays |= generated_text.as_arrays([_references(row) for row in rows], texts)
-    return arrays

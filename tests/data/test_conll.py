@@ -65,7 +65,8 @@ def test_broken_lines_are_all_named(folder: Path) -> None:
     assert "x.conll, line 2: 1 columns ('lives'), but line 1 has 2" in message
     assert "x.conll, line 3: the first column is empty" in message
     assert "x.conll, line 4: the last column is empty ('in ')" in message
-    assert "x.conll, line 5: 3 columns ('Lima NNP B-LOC'), but line 1 has 2" in message
+    (folder / "y.conll").write_text("Anna\tB-PER\nLima\tNNP\tB-LOC\n")
+    assert "y.conll, line 2: 3 columns ('Lima NNP B-LOC'), but line 1 has 2" in failure("y.conll")
 
 
 def test_nothing_in_it(folder: Path) -> None:

@@ -365,16 +365,17 @@ def _multilingual(cls: Any) -> Any:
     ],
 )
 def test_languages_reach_tokens_and_generation(cls: Any, codes: tuple[str, str], begins: bool) -> None:
-    processor, task = _multilingual(cls), make(source_language=codes[0], target_language=codes[1])
+    task = make(source_language=codes[0], target_language=codes[1])
+    # As `ftkit predict` does it: the model is bound before the first row is encoded.
+    model, processor = tiny_model("bart", "AutoModelForSeq2SeqLM"), _multilingual(cls)
+    model.resize_token_embeddings(len(processor))
+    task.bind(model, processor)
     (features,) = task.encode([{"source": "w1 w2", "target": "w3"}], processor)
     source, target = (processor.convert_ids_to_tokens(features[name]) for name in ("input_ids", "target_ids"))
     assert codes[0] in source
     assert codes[1] not in source
     assert (target[0] if begins else target[-1]) == codes[1]
     assert "</s>" in target
-    model = tiny_model("bart", "AutoModelForSeq2SeqLM")
-    model.resize_token_embeddings(len(processor))
-    task.bind(model, processor)
     token = processor.convert_tokens_to_ids(codes[1])
     settings = model.generation_config
     assert (settings.forced_bos_token_id, task._start) == ((token, 0) if begins else (None, token))
@@ -433,3 +434,23 @@ def test_a_run_trains_exports_and_predicts(tmp_path: Path, method: str, pair: bo
     predictor = ftkit.load(tmp_path / "run")
     assert predictor.evaluate("test")["metrics"] == pytest.approx(metrics, rel=1e-5)
     assert [set(item) for item in predictor.predict([{"source": "w1 w2"}])] == [{"text", "complete"}]
+
+
+def test_both_texts_may_lie_in_one_mapping() -> None:
+    from ftkit.data.columns import apply_columns, find_columns
+
+    rows = [{"translation": {"en": "w1 w2", "de": "w3"}}, {"translation": {"en": "w5", "de": "w6 w7"}}]
+    task, columns = make(translation_keys=["de", "en"]), {"source": "translation", "target": "translation"}
+    table = table_from_rows(rows, "rows")
+    mapped = apply_columns(table, find_columns(table, task, columns), task)
+    for row in mapped:
+        task.check_row(row)
+    flat = [{"source": row["translation"]["de"], "target": row["translation"]["en"]} for row in rows]
+    assert task.encode(list(mapped), tiny_tokenizer("bart")) == make().encode(flat, tiny_tokenizer("bart"))
+    assert task.describe(mapped) == make().describe(flat)
+    task.check_row({"source": "w1"})
+    with pytest.raises(RowError, match="no 'en'"):
+        task.check_row({"source": rows[0]["translation"], "target": {"de": "w3"}})
+    with pytest.raises(RowError, match="a mapping") as caught:
+        make().check_row({"source": rows[0]["translation"]})
+    assert "this row has en, de" in caught.value.hint

@@ -48,6 +48,9 @@ class TokenTask:
 
     model_inputs = ("ids",)
 
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return model(batch["ids"])
+
     def target_count(self, batch: dict[str, Any]) -> int:
         return int((batch["labels"] != -100).sum())
 

@@ -1,0 +1,56 @@
+"""Rows that hold a text to read and a text, or several references, to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ftkit.tasks.base import Row, RowError
+from ftkit.tasks.parts.labels import shown
+from ftkit.tasks.parts.texts import check_text
+
+
+class TextPairs:
+    """Reads `source` and `target` of rows.
+
+    keys: of the source and the target text where both columns hold a mapping of both (`{"en": ..., "de": ...}`).
+    """
+
+    def __init__(self, keys: Sequence[str] | None) -> None:
+        self._keys = dict(zip(("source", "target"), keys, strict=True)) if keys else {}
+
+    def check(self, row: Row) -> None:
+        """Raises RowError for an empty source, and for a target (rows to predict have none) that is neither text nor a list of texts."""
+        check_text({"source": self._side(row, "source")}, "source")
+        if "target" not in row:
+            return
+        value = self._side(row, "target")
+        if not isinstance(value, (list, tuple)):
+            check_text({"target": value}, "target")
+            return
+        if not value:
+            raise RowError("target", "the list of references is empty", "Fill it in, or remove the row")
+        for number, text in enumerate(value, start=1):
+            if not isinstance(text, str) or not text.strip():
+                raise RowError("target", f"reference {number} is {shown(text)}; expected a text", "Correct the row")
+
+    def source(self, row: Row) -> str:
+        """The text to read."""
+        return self._side(row, "source")
+
+    def references(self, row: Row) -> list[str]:
+        """The texts to write, at least one; none for a row to predict."""
+        target = self._side(row, "target")
+        return [] if target is None else [target] if isinstance(target, str) else list(target)
+
+    def _side(self, row: Row, column: str) -> Any:
+        value = row.get(column)
+        if not isinstance(value, Mapping):
+            return value
+        if not self._keys:
+            hint = f"Set task.translation_keys to the keys of source and target; this row has {', '.join(map(str, value))}"
+            raise RowError(column, "the row holds a mapping, not a text", hint)
+        key = self._keys[column]
+        if key not in value:
+            raise RowError(column, f"there is no {key!r} in {shown(dict(value))}", "Correct the row, or task.translation_keys")
+        return value[key]
