@@ -29,6 +29,14 @@ def resolve_package(text: str) -> Path:
     raise FileNotFoundError(f"the package {package!r} holds no {inside!r}")
 
 
+def home_expanded(text: str) -> Path:
+    """The path with a leading `~` replaced; as it is where that is the home of nobody."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def cache_folder() -> Path:
     """Folder of reusable files: $FTKIT_CACHE, else $XDG_CACHE_HOME/ftkit, else ~/.cache/ftkit."""
     if chosen := os.environ.get("FTKIT_CACHE"):

@@ -18,7 +18,7 @@ def check_pattern(pattern: str) -> str:
 
     try:
         regex.compile(pattern)
-    except (regex.error, RecursionError, OverflowError) as error:
+    except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
     return pattern
 
@@ -37,7 +37,7 @@ def matching(pattern: str, names: Iterable[str], *, whole: bool, key: str) -> li
         try:
             if match(name, timeout=SECONDS_PER_NAME):
                 found.append(name)
-        except TimeoutError:
+        except (TimeoutError, MemoryError):
             message = f"the regular expression {pattern!r} did not finish on {name!r} within {SECONDS_PER_NAME:g} s"
             hint = "Leave out repetitions inside repetitions, such as `(a+)+`"
             raise RecipeError(Problem(message=message, key=key, hint=hint)) from None

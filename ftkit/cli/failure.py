@@ -36,6 +36,10 @@ def guarded(command: Callable[[], int], *, as_json: bool) -> int:
     except BrokenPipeError:
         abandon_standard_output()
         return BROKEN_PIPE
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        problem = Problem(message=f"{text!r} holds what is no character", hint="Use names and texts that are valid UTF-8")
+        return _report("UsageError", [problem], USAGE_ERROR, as_json)
     except OSError as error:
         return _report("FileSystemError", [_file_system_problem(error)], USAGE_ERROR, as_json)
     except Exception as error:

@@ -166,8 +166,15 @@ def _write(predictions: Iterator[dict[str, Any]], output: Path | None, as_json: 
 
 
 def _write_file(predictions: Iterator[dict[str, Any]], output: Path) -> int:
-    """Writes JSON lines; the file appears when it is whole."""
-    temporary, count = output.with_name(f".tmp-{output.name}"), 0
+    """Writes JSON lines; the file appears when it is whole. What is no file (a pipe, a device) is written to as it is."""
+    output, count = output.resolve(), 0
+    if output.exists() and not output.is_file():
+        with output.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+            for prediction in predictions:
+                stream.write(document_text(prediction) + "\n")
+                count += 1
+        return count
+    temporary = output.with_name(f".tmp-{output.name}")
     try:
         with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
             for prediction in predictions:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute
 
 from ftkit.errors import DataError
 
@@ -98,6 +99,34 @@ def map_batches(path: Path) -> list[pa.RecordBatch]:
             reader = pa.ipc.open_file(mapped)
             return [reader.get_batch(index) for index in range(reader.num_record_batches)]
         return list(pa.ipc.open_stream(mapped))
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow IPC file or stream, one after the other, copied: a mapped file that its owner cuts while it is in use
+    would end the process by SIGBUS. Raises pa.ArrowInvalid if it is neither."""
+    with pa.OSFile(str(path), "rb") as source:
+        start = source.read(6)
+        source.seek(0)
+        if start == b"ARROW1":
+            reader = pa.ipc.open_file(source)
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            yield from pa.ipc.open_stream(source)
+
+
+def plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with string and binary views and run-end encoded columns as ordinary ones, which all of Arrow's functions take."""
+    for index, field in enumerate(batch.schema):
+        column = batch.column(index)
+        if pa.types.is_run_end_encoded(field.type):
+            column = pa.compute.run_end_decode(column)
+        if pa.types.is_string_view(column.type):
+            column = column.cast(pa.large_string())
+        elif pa.types.is_binary_view(column.type):
+            column = column.cast(pa.large_binary())
+        if column.type != field.type:
+            batch = batch.set_column(index, field.with_type(column.type), column)
+    return batch
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from ftkit.data.kinds import TEXT, kind_of_field
 from ftkit.data.problems import Problems
 from ftkit.data.table import Origin, Table
 from ftkit.errors import Problem
+from ftkit.paths import home_expanded
 
 CONTENT = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
 
@@ -64,7 +65,7 @@ def _content(value: Any, row: int, name: str, table: Table, problems: Problems) 
     reason = ""
     for root in roots:
         try:
-            return {"bytes": (root / Path(path).expanduser()).read_bytes(), "path": path}
+            return {"bytes": (root / home_expanded(path)).read_bytes(), "path": path}
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from ftkit.data.readers import columnar, conll, delimited, hub, json_file, jsonl
 from ftkit.data.readers.source_file import SourceFile
 from ftkit.data.table import Table
 from ftkit.errors import DataError, Problem
-from ftkit.paths import PACKAGE_PREFIX, resolve_package
+from ftkit.paths import PACKAGE_PREFIX, home_expanded, resolve_package
 from ftkit.recipe.schema import SourceSpec
 
 HUB_PREFIX = "hub:"
@@ -138,6 +138,8 @@ def locate(spec: SourceSpec, base: Path) -> Found:
         if paths := _existing(path, base):
             return Found(paths=tuple(paths), sample=sample)
     path, sample = attempts[-1]
+    if is_hub and not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path.removeprefix(HUB_PREFIX)):
+        raise DataError(Problem(message=f"{path!r} names no hub data set", hint="A hub id reads `hub:owner/name`."))
     if is_hub:
         return Found(hub_id=path.removeprefix(HUB_PREFIX), sample=sample)
     if spec.format == "auto" and _looks_like_hub_id(path, base):
@@ -154,13 +156,13 @@ def _existing(text: str, base: Path) -> list[Path]:
     if text.startswith(PACKAGE_PREFIX):
         return _in_package(text)
     for root in (Path.cwd(), base):
-        path = root / Path(text).expanduser()
+        path = root / home_expanded(text)
         # A name that the file system cannot even look up (too long, a NUL) is the name of nothing.
         with suppress(OSError, ValueError):
             if path.exists():
                 return [path]
     for root in (Path.cwd(), base):
-        if files := _matches(str(root / Path(text).expanduser())):
+        if files := _matches(str(root / home_expanded(text))):
             return files
     return []
 
@@ -225,6 +227,8 @@ def _read_file(path: Path, spec: SourceSpec, columns: frozenset[str] | None, spl
         raise DataError(Problem(message=f"is a folder, but `format: {kind}` reads files", place=label, hint=hint))
     if kind == "folder" and not path.is_dir():
         raise DataError(Problem(message="is a file, but `format: folder` reads a folder of class folders", place=label))
+    if not path.is_dir() and not path.is_file():
+        raise DataError(Problem(message="is no regular file", place=label, hint="Write it to a file first."))
     if path.is_file() and not path.stat().st_size:
         raise DataError(Problem(message="the file is empty", place=label))
     file = SourceFile(

@@ -141,13 +141,16 @@ BlockRanges = Annotated[list[str | int], Field(min_length=1), AfterValidator(_va
 """Option type: blocks by number and range, `[0-3, 10]`. Counted from 0, those of the encoder before those of the decoder."""
 
 
+MOST_BLOCKS = 10_000
+
+
 def block_numbers(ranges: Sequence[str | int]) -> list[int]:
     """The block numbers that ranges name, sorted. Raises ValueError for what is no number or range."""
     numbers: set[int] = set()
     for text in ranges:
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", str(text))
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
-        if first > last:
+        if first > last or last > MOST_BLOCKS:
             raise ValueError(f"{text!r} is no block number (`3`) or range (`0-3`)")
         numbers.update(range(first, last + 1))
     return sorted(numbers)

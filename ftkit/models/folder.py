@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import ModelError, Problem
-from ftkit.paths import PACKAGE_PREFIX, resolve_package
+from ftkit.paths import PACKAGE_PREFIX, home_expanded, resolve_package
 from ftkit.recipe.schema import ModelSpec
 
 WEIGHTS = "model.safetensors"
@@ -67,7 +67,7 @@ def locate(name: str, base: Path | None = None, *, key: str = "model.name") -> P
             raise ModelError(
                 Problem(message=str(error), key=key, hint="Install it (`pip install ...`) or correct the path")
             ) from error
-    candidates = [Path(name).expanduser()]
+    candidates = [home_expanded(name)]
     if base is not None and not candidates[0].is_absolute():
         candidates.append(base / candidates[0])
     for candidate in candidates:

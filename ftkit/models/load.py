@@ -102,7 +102,10 @@ def _build_config(spec: ModelSpec, source: str | Path, arguments: dict[str, Any]
 
     try:
         config = AutoConfig.from_pretrained(source, **arguments)
-    except (OSError, ValueError, KeyError, ImportError, TypeError) as error:
+    except MemoryError:
+        raise
+    # A config.json with values of wrong types fails wherever transformers first computes with them.
+    except Exception as error:
         raise _unloadable(spec.name, error) from error
     # num_labels first: setting it makes up new label names, which those of the task then replace.
     for name in sorted(entries, key=lambda entry: entry != "num_labels"):
@@ -151,7 +154,6 @@ def _from_pretrained(
     spec: ModelSpec, auto_name: str, source: str | Path, arguments: dict[str, Any], config: Any
 ) -> tuple[Any, dict[str, Any]]:
     import transformers
-    from safetensors import SafetensorError
 
     options = dict(arguments)
     if "gguf_file" in options:
@@ -166,7 +168,9 @@ def _from_pretrained(
         return auto_class.from_pretrained(
             source, config=config, dtype=_dtype(spec), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise _unsuitable(spec, auto_name, config, error) from error
 
 
@@ -180,7 +184,9 @@ def _from_config(spec: ModelSpec, head: Head, arguments: dict[str, Any], config:
     auto_class = getattr(transformers, head.auto_class)
     try:
         model = auto_class.from_config(config, dtype=_dtype(spec), trust_remote_code=spec.trust_remote_code, **options)
-    except (ValueError, KeyError, ImportError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:
         raise _unsuitable(spec, head.auto_class, config, error) from error
     return model.eval()
 

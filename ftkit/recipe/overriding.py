@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.errors import Problem, RecipeError
-from ftkit.recipe.reading import Document, KeyPath, dotted, read_value
+from ftkit.recipe.reading import MAX_BYTES, MAX_DEPTH, MAX_NODES, Document, KeyPath, dotted, read_value
 
 SHORTHANDS = {"model": "name", "task": "name", "method": "name", "train": "path", "validation": "path", "test": "path"}
 """The key that a scalar under this name stands for, so that `method: lora` can be extended by `method.rank=4`."""
@@ -60,10 +60,10 @@ def _apply_one(document: Document, text: str) -> None:
 
 
 def _parse_path(key: str) -> KeyPath:
-    parts = [part for part in re.split(r"\.|\[(\d+)\]", key.strip()) if part]
-    if not re.fullmatch(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[\d+\])*", key.strip()):
+    parts = [part for part in re.split(r"\.|\[([0-9]+)\]", key.strip()) if part]
+    if len(parts) > MAX_DEPTH or not re.fullmatch(r"[A-Za-z_][\w-]*(?:\.[\w-]+|\[[0-9]{1,9}\])*", key.strip()):
         return ()
-    return tuple(int(part) if part.isdigit() else part for part in parts)
+    return tuple(int(part) if re.fullmatch(r"[0-9]{1,9}", part) else part for part in parts)
 
 
 def _holder(document: Document, path: KeyPath, place: str) -> Any:
@@ -105,8 +105,12 @@ class _Resolver:
     def __init__(self, document: Document) -> None:
         self.document = document
         self.problems: list[Problem] = []
+        self._visited = self._written = 0
 
     def walk(self, value: Any, path: KeyPath, trail: tuple[str, ...] = ()) -> Any:
+        self._visited += 1
+        if self._visited > MAX_NODES or self._written > MAX_BYTES:
+            raise RecipeError(Problem(message="references make the recipe grow without measure", place=self.document.place(path)))
         if isinstance(value, dict):
             return {key: self.walk(item, (*path, key), trail) for key, item in value.items()}
         if isinstance(value, list):
@@ -131,7 +135,9 @@ class _Resolver:
                 )
             return str(value)
 
-        return _REFERENCE.sub(written, text)
+        found = _REFERENCE.sub(written, text)
+        self._written += len(found)
+        return found
 
     def _look_up(self, reference: str, path: KeyPath, trail: tuple[str, ...]) -> Any:
         target = _parse_path(reference)

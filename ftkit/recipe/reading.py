@@ -106,13 +106,14 @@ def read_text(text: str, name: str) -> Document:
 def read_file(path: Path) -> Document:
     """Reads a recipe file. Raises RecipeError if it is missing, too large, not UTF-8 or not YAML."""
     try:
-        data = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
     except IsADirectoryError:
         raise RecipeError(Problem(message="is a folder, not a recipe file", place=str(path))) from None
     except OSError as error:
         hint = "List the shipped recipes with: ftkit recipes list"
         raise RecipeError(Problem(message=f"cannot be read ({error.strerror})", place=str(path), hint=hint)) from None
-    if data is None:
+    if len(data) > MAX_BYTES:
         raise RecipeError(Problem(message=f"larger than {MAX_BYTES:,} bytes; not a recipe", place=str(path)))
     try:
         return read_text(data.decode("utf-8-sig"), str(path))

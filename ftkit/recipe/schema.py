@@ -78,7 +78,10 @@ class SourceSpec(Strict):
         "auto", "jsonl", "json", "squad", "csv", "tsv", "conll", "parquet", "arrow", "text", "document", "folder", "image", "hub"
     ] = Field("auto", description="auto: by the file ending.")
     weight: float = Field(
-        1.0, gt=0, description="How often each row is seen in an epoch: 2 is twice, 0.5 is a fresh half of the rows in each epoch."
+        1.0,
+        gt=0,
+        le=1000,
+        description="How often each row is seen in an epoch: 2 is twice, 0.5 is a fresh half of the rows in each epoch.",
     )
     encoding: str = Field(
         "utf-8",

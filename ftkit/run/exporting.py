@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ftkit.data.features import FeatureStore
@@ -18,7 +19,7 @@ from ftkit.exports.formats import export_adapter, export_merged
 from ftkit.exports.verification import RELATIVE_TOLERANCE, Request, logits_of, verify
 from ftkit.files import size_of
 from ftkit.registry import PLUGIN_FILES
-from ftkit.run.folder import PROBE
+from ftkit.run.folder import PROBE, readable
 from ftkit.run.observer import Observer
 from ftkit.run.predictor import load_predictor
 from ftkit.run.wiring import Prepared
@@ -66,6 +67,14 @@ def probe_inputs(prepared: Prepared, rows: FeatureStore) -> dict[str, torch.Tens
     return {name: batch[name] for name in prepared.task.model_inputs if name in batch}
 
 
+def _saved_probe(file: Path) -> dict[str, torch.Tensor]:
+    with readable(file):
+        try:
+            return load_file(file)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+
+
 def _request(prepared: Prepared, form: str, path: Path) -> Request:
     head = prepared.task.head()
     model = prepared.plan.recipe.model.model_dump(mode="json")
@@ -96,5 +105,5 @@ def export_run(run: Path, form: str, *, to: Path | None, allow_code: bool, obser
     predictor = load_predictor(run, allow_code=allow_code)
     check_format(predictor.prepared, form)
     target = (to or predictor.folder / "export" / form).absolute()
-    facts = export_all(predictor.prepared, {form: target}, load_file(predictor.folder / PROBE), observer=observer)
+    facts = export_all(predictor.prepared, {form: target}, _saved_probe(predictor.folder / PROBE), observer=observer)
     return {"format": form, **facts[form]}

@@ -26,11 +26,12 @@ class RunFolder:
 
     `recipe.yaml` as given, `plan.yaml` complete and runnable, `lock.json`, `task.json` (what the task learned from the training
     rows), `probe.safetensors` (a batch that exports are compared on), `metrics.jsonl`, `results.json`, `checkpoints/`,
-    `export/`, `log.txt`, `README.md` (model card).
+    `export/`, `log.txt`, `README.md` (model card). moved_aside: where --overwrite put what was there before.
     """
 
     path: Path
     resumed: bool = False
+    moved_aside: Path | None = None
     _guard: int | None = None
 
     @property
@@ -91,14 +92,21 @@ def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
     if used and resume:
         return RunFolder(path, resumed=True)
     if used:
-        os.replace(path, _free_name(path))
+        moved = _free_name(path)
+        with RunFolder(path):  # refuses while another process works in it
+            os.replace(path, moved)
+        return RunFolder(_made(path), moved_aside=moved)
+    return RunFolder(_made(path))
+
+
+def _made(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _refused(path, f"cannot be made ({error.strerror})", "Choose another --output") from None
     if not os.access(path, os.W_OK):
         raise _refused(path, "cannot be written to", "Choose another --output")
-    return RunFolder(path)
+    return path
 
 
 def _free_name(path: Path) -> Path:
@@ -146,7 +154,10 @@ class MetricsLog:
         return self._path.stat().st_size
 
     def rewind(self, position: int) -> None:
-        """Drops what was written after `position`."""
+        """Drops what was written after `position`. Raises RunFolderError if less than that is there."""
+        if self._path.stat().st_size < position:
+            hint = "Restore it from a copy, or start anew with --overwrite"
+            raise _refused(self._path, "is shorter than when the checkpoint was written", hint)
         self._stream.truncate(position)
 
     def close(self) -> None:

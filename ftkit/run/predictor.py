@@ -177,8 +177,21 @@ def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
     return Predictor(folder, prepared, key)
 
 
+def _lines(stream: TextIO) -> Iterator[str]:
+    read = 0
+    try:
+        for line in stream:
+            read += 1
+            yield line.removeprefix("\ufeff") if read == 1 else line
+    except UnicodeDecodeError as error:
+        message = f"byte 0x{error.object[error.start]:02X} is not valid {error.encoding}"
+        raise DataError(Problem(message=message, place=f"standard input, after line {read}", hint="Send UTF-8")) from None
+
+
 def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(stream, start=1):
+    if stream is None:
+        raise DataError("standard input is closed", hint="Give rows by --input FILE or --text")
+    for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
         try:
@@ -187,6 +200,9 @@ def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
             raise DataError(
                 Problem(message=f"not JSON: {error.msg}", place=f"standard input, line {number}:{error.colno}")
             ) from None
+        except (RecursionError, ValueError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise DataError(Problem(message=f"not usable JSON: {reason}", place=f"standard input, line {number}")) from None
         if not isinstance(row, dict):
             hint = 'Write one object a line: {"text": "..."}'
             raise DataError(Problem(message="is JSON but no object", place=f"standard input, line {number}", hint=hint))

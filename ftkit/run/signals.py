@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+from ftkit.errors import InterruptedRunError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,3 +35,23 @@ class SignalGuard:
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number)
+
+
+@contextmanager
+def raising_signals() -> Iterator[None]:
+    """While it lasts, SIGINT and SIGTERM end what runs with an InterruptedRunError: where nothing is half done, as in loading and
+    exporting, there is nothing to wait for. Does nothing outside the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        raise InterruptedRunError(f"{name} received; nothing is lost. Continue with --resume", exit_code=128 + number)
+
+    before = {number: signal.signal(number, end) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -41,6 +41,7 @@ from ftkit.run.lockfile import differences, make_lock
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.planning import make_plan_here
 from ftkit.run.results import Clock, artifacts, gates, missed_gates, opening, training_facts
+from ftkit.run.signals import raising_signals
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
 
@@ -76,6 +77,8 @@ def train(
     plan = make_plan_here(recipe)
     path = (output or Path(plan.recipe.output)).absolute()
     check_run_folder(path, resume=resume, overwrite=overwrite)
+    if overwrite:
+        _refuse_moving_inputs(plan, path)
     watching.stage("reading data")
     task = plan.task()
     task.allow_code = allow_code
@@ -91,9 +94,20 @@ def train(
             _refuse_another_run(folder, lock)
             if (done := folder.results()) and done.get("status") in FINISHED:
                 watching.note(f"this run is already finished ({done['status']}); nothing was done")
-                return RunResult(path, done, int(done["exit_code"]))
+                return RunResult(path, done, int(done.get("exit_code", 0)))
         run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator)
         return run.go(task, processor, key, allow_code)
+
+
+def _refuse_moving_inputs(plan: Plan, path: Path) -> None:
+    """Raises RunFolderError if the folder that --overwrite would move aside holds the model or data of the recipe."""
+    recipe = plan.recipe
+    sources = [*recipe.data.train, *(recipe.data.validation or []), *(recipe.data.test or [])]
+    names = [recipe.model.name, recipe.model.tokenizer or "", recipe.model.decoder or "", *(source.path for source in sources)]
+    inside = [name for name in names if name and Path(name).is_absolute() and Path(name).resolve().is_relative_to(path.resolve())]
+    if inside:
+        message = f"--overwrite would move away what the recipe needs: {inside[0]}"
+        raise RunFolderError(Problem(message=message, place=str(path), hint="Choose another --output"))
 
 
 def _refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
@@ -161,11 +175,14 @@ class _Run:
         """The files that make the folder a run; the plan last, since it is what tells a run from a stray folder."""
         folder, origin = self.folder, self.plan.recipe.origin
         if folder.resumed:
+            self._write_task(task)
+            write_text(folder.path / PLAN, self.plan.to_yaml())
             return
         quick = quick_findings(self.splits, task, self.plan.recipe.train)
-        for note in [*self.splits.notes, *map(str, quick)]:
+        moved = [f"what was in {folder.path} before is in {folder.moved_aside}"] if folder.moved_aside else []
+        for note in [*moved, *self.splits.notes, *map(str, quick)]:
             self.observer.note(note)
-        overrides = "".join(f"# override: {override}\n" for override in origin.overrides)
+        overrides = "".join(f"# override: {' '.join(override.split())}\n" for override in origin.overrides)
         write_text(folder.path / RECIPE, overrides + origin.text)
         folder.write(LOCK, self.lock)
         self._write_task(task)
@@ -262,7 +279,7 @@ class _Run:
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Keeps log.txt, and writes into results.json how the run ended if it did not end well."""
-        with _logging_to(self.folder.path / LOG):
+        with _logging_to(self.folder.path / LOG), raising_signals():
             try:
                 yield
             except FtkitError as error:

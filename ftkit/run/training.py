@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftkit.data.features import FeatureStore
 from ftkit.data.splits import Splits
-from ftkit.errors import InterruptedRunError, RunFolderError
+from ftkit.errors import DivergedError, InterruptedRunError, RunFolderError
 from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.run.folder import METRICS, MetricsLog, RunFolder
 from ftkit.run.observer import Observer
@@ -153,6 +153,8 @@ class TrainingSession:
         self.trainer.position = Position(**state["position"])
         self.stopping.restore(state["stopping"])
         self.totals, self.epochs = Totals(**state["totals"]), state["epochs"]
+        if self.stopping.best_step is not None:
+            self._best_checkpoint(self.stopping.best_step)
         log.rewind(state["metrics_bytes"])
         self.observer.note(f"continuing after step {found[-1].step:,} of {self.trainer.total_steps:,}")
         return bool(state["stopped_early"])
@@ -227,7 +229,12 @@ class TrainingSession:
     def _weights(self) -> dict[str, Tensor]:
         if self._unfreezing:
             self._unfreezing.thaw()
-        return trainable_state(self._bare)
+        found = trainable_state(self._bare)
+        if broken := next((name for name, value in found.items() if not bool(value.isfinite().all())), ""):
+            hint = "Nothing was exported. Lower train.learning_rate, or raise train.warmup_ratio"
+            message = f"training diverged by step {self.trainer.position.step}: {broken} holds numbers that are not finite"
+            raise DivergedError(message, hint=hint)
+        return found
 
     def _load(self, checkpoint: Checkpoint) -> None:
         if self._unfreezing:
@@ -255,12 +262,17 @@ class TrainingSession:
         if step is None:
             tensors = {"trainable": self._weights()}
             return save_checkpoint(folder, BEST, self.trainer.position.step, tensors, {"metrics": {}})
+        found = self._best_checkpoint(step)
+        self._load(found)
+        return found
+
+    def _best_checkpoint(self, step: int) -> Checkpoint:
+        folder = self.folder.checkpoints
         found = [checkpoint for checkpoint in complete_checkpoints(folder, BEST)[0] if checkpoint.step == step]
         if not found:
             raise RunFolderError(
                 f"the best weights (step {step}) are missing or damaged in {folder}", hint="Train again with --overwrite"
             )
-        self._load(found[0])
         return found[0]
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ftkit.data.batching import epoch_batches
+from ftkit.data.batching import epoch_batches, rows_per_epoch
 from ftkit.data.features import FeatureStore, encode_table
 from ftkit.data.splits import Splits
 from ftkit.data.table import Table
@@ -132,6 +132,9 @@ class TrainingBatches:
         weights = rows.weights()
         self._weights = None if weights is None else weights[features.example]
         self._last: tuple[int, list[np.ndarray]] | None = None
+        if not rows_per_epoch(len(features), self._weights):
+            message = "an epoch has no rows: `weight` is so small that no row is drawn"
+            raise DataError(Problem(message=message, key="data.train", hint="Raise the weights of the training sources"))
 
     def epoch(self, epoch: int) -> list[np.ndarray]:
         """Feature indices of each batch of an epoch."""

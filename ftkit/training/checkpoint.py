@@ -11,6 +11,7 @@ Only safetensors and JSON are written or read: nothing is ever unpickled.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,8 +47,6 @@ class Checkpoint:
 
 def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Checkpoint:
     """Writes a checkpoint of `kind` (`step` or `best`) and returns it. An equal name is replaced."""
-    from safetensors.torch import save_file
-
     folder.mkdir(exist_ok=True)
     final = folder / f"{kind}-{step:08d}"
     temporary = folder / f".tmp-{final.name}"
@@ -55,7 +54,7 @@ def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Ma
         shutil.rmtree(temporary)
     temporary.mkdir()
     for name, values in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, temporary / f"{name}.safetensors")
+        _save_tensors(values, temporary / f"{name}.safetensors")
     write_json(temporary / "state.json", state)
     files = sorted(path for path in temporary.iterdir())
     for path in files:
@@ -71,14 +70,25 @@ def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Ma
     return Checkpoint(final, step)
 
 
+def _save_tensors(values: Mapping[str, Tensor], file: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
+    except SafetensorError as error:
+        # It has no class of its own for a full disk.
+        raise OSError(None, str(error), str(file)) from error
+
+
 def complete_checkpoints(folder: Path, kind: str) -> tuple[list[Checkpoint], list[str]]:
     """Complete checkpoints of a kind, oldest first, and a note for each that is damaged."""
     found, notes = [], []
-    for path in sorted(folder.glob(f"{kind}-*")):
+    for path in _named(folder, kind):
         if wrong := damage(path):
             notes.append(f"{path.name} is damaged ({wrong}) and was passed over")
         else:
-            found.append(Checkpoint(path, int(path.name.rpartition("-")[2])))
+            found.append(Checkpoint(path, _step(path)))
     return found, notes
 
 
@@ -86,13 +96,16 @@ def damage(path: Path) -> str:
     """What is wrong with a checkpoint folder, '' if nothing."""
     try:
         files = read_json(path / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "no readable manifest"
-    for name, expected in files.items():
-        file = path / name
+    if "state.json" not in expected:
+        return "the manifest names no state.json"
+    for name, (size, digest) in expected.items():
+        file = path / Path(name).name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"] or sha256_of(file) != expected["sha256"]:
+        if file.stat().st_size != size or sha256_of(file) != digest:
             return f"{name} is not what was written"
     return ""
 
@@ -103,7 +116,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise RunFolderError(
             Problem(message=f"the checkpoint is not usable: {wrong}", place=str(path), hint="Train again, or --resume")
         )
-    return Checkpoint(path, int(path.name.rpartition("-")[2]))
+    return Checkpoint(path, _step(path))
+
+
+def _named(folder: Path, kind: str) -> list[Path]:
+    """Folders named as checkpoints of a kind, oldest first; copies that a user made under other names are none."""
+    return sorted(path for path in folder.glob(f"{kind}-*") if re.fullmatch(rf"{kind}-\d{{8,}}", path.name))
+
+
+def _step(path: Path) -> int:
+    digits = path.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else 0
 
 
 def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
@@ -111,8 +134,8 @@ def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
 
     Call only after the newest one is complete.
     """
-    resumable = sorted(folder.glob(f"{RESUMABLE}-*"))
+    resumable = _named(folder, RESUMABLE)
     stale = resumable[: max(0, len(resumable) - max(1, keep))]
-    stale += [path for path in folder.glob(f"{BEST}-*") if int(path.name.rpartition("-")[2]) != best_step]
+    stale += [path for path in _named(folder, BEST) if _step(path) != best_step]
     for path in [*stale, *folder.glob(".tmp-*")]:
         shutil.rmtree(path, ignore_errors=True)

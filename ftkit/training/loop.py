@@ -125,6 +125,11 @@ class Trainer:
         if self.evaluate is None or not (last or _due(self.train.evaluate_every, event.step, before, event.epoch)):
             return None
         metrics = self.evaluate()
+        if (loss := metrics.get("loss")) is not None and not math.isfinite(loss):
+            raise DivergedError(
+                f"training diverged by step {event.step} of {self.total_steps}: the validation loss is {loss}",
+                hint="Nothing was exported. Lower train.learning_rate, or raise train.warmup_ratio",
+            )
         verdict = self.stopping.update(metrics.get(self.train.best_metric), event.step, metrics.get("loss"))
         return EvaluationEvent(step=event.step, epoch=event.epoch, metrics=metrics, is_best=verdict.is_best, stop=verdict.stop)
 

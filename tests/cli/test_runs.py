@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -115,3 +117,19 @@ def test_a_folder_that_is_no_run(verb: list[str], ftkit: Run, folder: Path) -> N
     ended = ftkit(verb[0], folder, *verb[1:], "--json")
     assert ended.code == 2
     assert ended.document()["error"]["kind"] == "RunFolderError"
+
+
+def test_predictions_go_through_links_and_into_pipes(ftkit: Run, trained: Path, folder: Path) -> None:
+    Path("real.jsonl").write_text("")
+    Path("link.jsonl").symlink_to("real.jsonl")
+    assert ftkit("predict", trained, "--text", "w1", "--output", "link.jsonl").code == 0
+    assert Path("link.jsonl").is_symlink()
+    assert "label" in json.loads(Path("real.jsonl").read_text())
+    os.mkfifo("pipe")
+    received: list[str] = []
+    reader = threading.Thread(target=lambda: received.append(Path("pipe").read_text()), daemon=True)
+    reader.start()
+    assert ftkit("predict", trained, "--text", "w1", "--output", "pipe").code == 0
+    reader.join(10)
+    assert "label" in json.loads(received[0])
+    assert Path("pipe").is_fifo()

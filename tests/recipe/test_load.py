@@ -92,7 +92,10 @@ def test_rules_across_keys_are_reported_beside_problems_of_single_keys() -> None
         ({"train": "{momentum: 0.9}"}, "the optimizer 'adamw' has no momentum"),
         ({"train": "{warmup_ratio: 0.1, warmup_steps: 3}"}, "give warmup_ratio or warmup_steps, not both"),
         ({"train": "{evaluate_every: {epochs: 1, steps: 3}}"}, "give exactly one of epochs and steps"),
-        ({"method": "full", "export": "[adapter]"}, "full trains the model itself; there is no separate adapter. Use `export: [merged]`"),
+        (
+            {"method": "full", "export": "[adapter]"},
+            "full trains the model itself; there is no separate adapter. Use `export: [merged]`",
+        ),
         (
             {"task": "{name: text-classification, problem_type: regression}", "train": "{label_smoothing: 0.1}"},
             "no labels to smooth",

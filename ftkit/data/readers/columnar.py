@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from ftkit.data.arrow_files import map_batches
+from ftkit.data.arrow_files import plain_types
+from ftkit.data.arrow_files import read_batches as read_ipc
 from ftkit.data.building import TableBuilder
 from ftkit.data.problems import shorten
 from ftkit.data.readers.source_file import SourceFile
@@ -28,7 +29,7 @@ def read_parquet(file: SourceFile) -> Table:
             _refuse_doubled_columns(file, schema.names)
             for batch in parquet.iter_batches(batch_size=8192, columns=names):
                 batch.validate(full=True)
-                builder.add_batch(with_class_names(batch, schema.metadata))
+                builder.add_batch(with_class_names(plain_types(batch), schema.metadata))
             return builder.finish()
     except (pa.ArrowException, OSError) as error:
         raise _damaged(file, "Parquet", error) from error
@@ -38,19 +39,26 @@ def read_arrow(file: SourceFile) -> Table:
     """Rows of an Arrow IPC file or stream, or of a `save_to_disk` folder, memory-mapped."""
     if file.path.is_dir():
         folder = _split_folder(file)
-        names = [str(entry["filename"]) for entry in _read_json(folder / "state.json")["_data_files"]]
+        try:
+            names = [str(entry["filename"]) for entry in _read_json(folder / "state.json")["_data_files"]]
+        except (KeyError, TypeError) as error:
+            raise _damaged(file, "save_to_disk", ValueError("state.json names no data files")) from error
         paths = [folder / Path(name).name for name in names]
     else:
         paths = [file.path]
     try:
-        batches = [batch for path in paths for batch in map_batches(path)]
-        for batch in batches:
-            _refuse_doubled_columns(file, batch.schema.names)
-            # Damaged offsets would otherwise be read outside the file.
-            batch.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+        with file.builder("row") as builder:
+            names_kept: list[str] | None = None
+            for batch in (batch for path in paths for batch in read_ipc(path)):
+                _refuse_doubled_columns(file, batch.schema.names)
+                # Damaged offsets would otherwise be read outside the file.
+                batch.validate(full=True)
+                names_kept = names_kept or builder.note_columns(batch.schema.names)
+                if batch.num_rows:
+                    builder.add_batch(with_class_names(plain_types(batch.select(names_kept)), batch.schema.metadata))
+            return builder.finish()
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(file, "Arrow", error) from error
-    return read_batches(file, batches)
 
 
 def read_batches(file: SourceFile, batches: Iterable[pa.RecordBatch]) -> Table:
@@ -62,7 +70,7 @@ def read_batches(file: SourceFile, batches: Iterable[pa.RecordBatch]) -> Table:
         return builder.finish()
     schema = filled[0].schema
     names = builder.note_columns(schema.names)
-    kept = [with_class_names(batch.select(names), schema.metadata) for batch in filled]
+    kept = [with_class_names(plain_types(batch.select(names)), schema.metadata) for batch in filled]
     return Table(kept, [(origin, sum(batch.num_rows for batch in kept))], names, source_columns=schema.names)
 
 
@@ -92,7 +100,10 @@ def with_class_names(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes] | No
 def _split_folder(file: SourceFile) -> Path:
     if not (file.path / "dataset_dict.json").is_file():
         return file.path
-    splits = _read_json(file.path / "dataset_dict.json")["splits"]
+    content = _read_json(file.path / "dataset_dict.json")
+    splits = content.get("splits") if isinstance(content, dict) else None
+    if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
+        raise _damaged(file, "save_to_disk", ValueError("dataset_dict.json names no splits"))
     if file.split not in splits:
         message = f"has no split {file.split!r}, only: {', '.join(splits)}"
         raise DataError(Problem(message=message, place=file.label, key="split", hint="Name one with `split:` of the source."))
