@@ -156,7 +156,7 @@ def test_weights_that_are_not_finite_are_never_kept(recipe_file: RecipeFile, tmp
         "train.warmup_ratio=0.0",
         "train.max_grad_norm=null",
     ]
-    with pytest.raises(DivergedError, match="the validation loss is nan|not finite"):
+    with pytest.raises(DivergedError, match="the validation loss is nan"):
         ftkit.train(
             ftkit.load_recipe(recipe_file(), [*settings, "train.optimizer=sgd", "train.momentum=0.0"]), output=tmp_path / "run"
         )
