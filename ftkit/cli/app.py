@@ -14,9 +14,9 @@ from typer.main import get_command
 
 from ftkit import __version__
 from ftkit.cli import catalog, checking, doctor, machine, runs, shipped, starting, training
-from ftkit.cli.failure import BROKEN_PIPE, abandon_standard_output, guarded
+from ftkit.cli.failure import BROKEN_PIPE, USAGE_ERROR, abandon_standard_output, guarded, print_problems
 from ftkit.cli.output import prepare_streams, say, standard_output_for_documents
-from ftkit.errors import EXIT_CODES
+from ftkit.errors import EXIT_CODES, Problem
 
 EPILOG = "\n\n".join(["Exit codes:", *(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())])
 TRAINING, RUNS, LOOKING_UP, STARTING = "Train", "Use a run", "Look up", "Start"
@@ -77,6 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         abandon_standard_output()
         code = BROKEN_PIPE
+    except OSError as error:
+        abandon_standard_output()
+        problem = Problem(
+            message=f"cannot be written to ({error.strerror})", place="standard output", hint="Free space, or redirect it"
+        )
+        print_problems([problem])
+        code = USAGE_ERROR
     sys.exit(code)
 
 

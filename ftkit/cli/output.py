@@ -44,7 +44,10 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 def prepare_streams() -> None:
-    """Makes standard output and error take any text, whatever their encoding."""
+    """Makes standard output and error take any text, whatever their encoding, and nothing where they are closed."""
+    # Python has None for a stream that was closed when it began.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

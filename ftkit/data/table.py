@@ -217,7 +217,12 @@ class Table:
     def _columns_at(self, rows: np.ndarray) -> dict[str, list[Any]]:
         rows = self._base_rows(rows)
         needed = [part for name in self.column_names for part in _parts(name, self._combined.get(name))]
-        values = self._decode(rows, needed)
+        try:
+            values = self._decode(rows, needed)
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            # Dates that Python has no year for, time zones that nobody knows.
+            message, hint = f"holds a value that cannot be read: {error}", "Write the column as text"
+            raise DataError(Problem(message=message, place=self.origin_label(0), hint=hint)) from error
         columns: dict[str, list[Any]] = {}
         for name in self.column_names:
             parts = [values[part] for part in _parts(name, self._combined.get(name))]

@@ -20,22 +20,23 @@ from ftkit.metrics import generated_text, language_modeling
 from ftkit.metrics.base import MetricSpec
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
-from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Rows, Task
+from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Rows
 from ftkit.tasks.parts.answer_match import AnswerMatch, one_group
 from ftkit.tasks.parts.built_in_templates import BUILT_IN
 from ftkit.tasks.parts.chat import Conversation, Layout, chat_columns, layout_of, read_conversation
 from ftkit.tasks.parts.chat_features import encode_conversations, next_tokens, shown_answers
 from ftkit.tasks.parts.generation import GenerationOptions
+from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
+from ftkit.tasks.parts.scored_targets import ScoredTargets
 from ftkit.tasks.parts.templates import ChatTemplate, TrainOn, find_template, read_template, template_file
 from ftkit.tasks.parts.texts import pad_inputs, spread
 
 if TYPE_CHECKING:
     from numpy import ndarray
-    from torch import Tensor, nn
+    from torch import nn
 
     from ftkit.models.facts import ModelFacts
-    from ftkit.tasks.parts.language_loss import LanguageScorer
 
 _LONGEST = 2048
 _ROWS_AT_A_TIME = 500
@@ -79,7 +80,7 @@ class Options(Strict):
     )
 
 
-class InstructionTuning(Task):
+class InstructionTuning(ScoredTargets):
     """Supervised fine-tuning on conversations: the loss is that of the answers' tokens, each with the token that ends its turn.
 
     Rows are read in four layouts. Where the recipe names none, each row's columns decide. A conversation to predict ends with a turn
@@ -93,7 +94,6 @@ class InstructionTuning(Task):
     model_kinds = frozenset({"decoder"})
     Options = Options
     path_options = frozenset({"chat_template"})
-    supports_label_smoothing = True
     generates_to_present = True
 
     def __init__(self, options: Strict) -> None:
@@ -102,7 +102,6 @@ class InstructionTuning(Task):
         self._layouts: list[Layout] = []
         self._template_text: str | None = None
         self._longest_answer = 0
-        self._scorer: LanguageScorer | None = None
         self._positions: int | None = None
         self._stop_ids: list[int] = []
         self._matching = AnswerMatch(self.options.answer_pattern)
@@ -141,20 +140,15 @@ class InstructionTuning(Task):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         """`task.max_length` and `task.metrics`."""
-        longest = _LONGEST if facts.max_positions is None else min(facts.max_positions, _LONGEST)
-        takes = "any length" if facts.max_positions is None else f"{facts.max_positions} tokens"
-        source = f"{facts.model_type} takes {takes}; at most {_LONGEST} unless asked for"
         return {
-            "task.max_length": Default(value=longest, source=source),
+            "task.max_length": longest_input(facts, _LONGEST),
             "task.metrics": Default(value=self._auto_metrics(), source="the usual metrics, without those that generate text"),
         }
 
     def refusal(self, facts: ModelFacts) -> str:
         """Lengths that the model's positions do not reach."""
-        for key, value in (("max_length", self.options.max_length), ("max_new_tokens", self.options.generation.max_new_tokens)):
-            if isinstance(value, int) and facts.max_positions is not None and value > facts.max_positions:
-                return f"{key} is {value}, but {facts.model_type} takes at most {facts.max_positions} tokens"
-        return ""
+        lengths = {"max_length": self.options.max_length, "max_new_tokens": self.options.generation.max_new_tokens}
+        return beyond_positions(facts, lengths)
 
     def check_row(self, row: Row) -> None:
         """Raises RowError for wrong types and roles, roles out of order, empty contents, and where there is no answer to learn."""
@@ -282,22 +276,6 @@ class InstructionTuning(Task):
     def model_inputs(self) -> tuple[str, ...]:
         """What the forward pass takes."""
         return ("input_ids", "attention_mask")
-
-    def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """Scores of the supervised tokens (`TargetScores`)."""
-        if self._scorer is None:
-            raise RuntimeError("bind has not been called")
-        return self._scorer.score(model, {name: batch[name] for name in self.model_inputs}, batch["targets"])
-
-    def target_count(self, batch: Batch) -> int:
-        """Supervised tokens."""
-        from ftkit.tasks.parts.language_loss import IGNORED
-
-        return int((batch["targets"] != IGNORED).sum())
-
-    def loss(self, outputs: Any, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy, summed over the supervised tokens."""
-        return outputs.loss(label_smoothing)
 
     # --- results -------------------------------------------------------------------------------------------------
 

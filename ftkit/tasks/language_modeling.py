@@ -16,17 +16,18 @@ from ftkit.metrics import language_modeling as measures
 from ftkit.metrics.base import MetricSpec
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
-from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Rows, Task
+from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Rows
 from ftkit.tasks.parts.generation import GenerationOptions
+from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.packing import Piece, cut, pack
+from ftkit.tasks.parts.scored_targets import ScoredTargets
 from ftkit.tasks.parts.texts import check_text, spread
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ftkit.models.facts import ModelFacts
-    from ftkit.tasks.parts.language_loss import LanguageScorer
 
 _AUTO_METRICS = ["perplexity", "bits_per_byte", "token_accuracy"]
 _LONGEST_BLOCK = 1024
@@ -57,7 +58,7 @@ class Options(Strict):
     )
 
 
-class LanguageModeling(Task):
+class LanguageModeling(ScoredTargets):
     """Next-token prediction on plain texts.
 
     The loss of a token counts once, whatever block or window it is in. The first token of a document is given, not predicted; so is
@@ -78,9 +79,7 @@ class LanguageModeling(Task):
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
-        self.supports_label_smoothing = True
         self._metrics = MetricChoice(measures.METRICS, _AUTO_METRICS if self.options.metrics == "auto" else self.options.metrics)
-        self._scorer: LanguageScorer | None = None
         self._mask_packed = False
         self._positions: int | None = None
 
@@ -104,13 +103,10 @@ class LanguageModeling(Task):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         """`task.max_length`, `task.stride`, `task.metrics`, `task.generation.max_new_tokens`."""
-        longest = _LONGEST_BLOCK if facts.max_positions is None else min(facts.max_positions, _LONGEST_BLOCK)
-        takes = "any length" if facts.max_positions is None else f"{facts.max_positions} tokens"
-        block = longest if self.options.max_length == "auto" else self.options.max_length
+        longest = longest_input(facts, _LONGEST_BLOCK)
+        block = longest.value if self.options.max_length == "auto" else self.options.max_length
         return {
-            "task.max_length": Default(
-                value=longest, source=f"{facts.model_type} takes {takes}; at most {_LONGEST_BLOCK} unless asked for"
-            ),
+            "task.max_length": longest,
             "task.stride": Default(value=block, source="task.max_length: windows that do not overlap"),
             "task.metrics": Default(value=_AUTO_METRICS, source="the usual metrics of language modeling"),
             "task.generation.max_new_tokens": Default(value=_CONTINUATION, source="ftkit: a few sentences"),
@@ -118,9 +114,9 @@ class LanguageModeling(Task):
 
     def refusal(self, facts: ModelFacts) -> str:
         """A `max_length` that the model's positions do not reach, or a stride beyond it."""
-        wanted, available, stride = self.options.max_length, facts.max_positions, self.options.stride
-        if isinstance(wanted, int) and available is not None and wanted > available:
-            return f"max_length is {wanted}, but {facts.model_type} takes at most {available} tokens"
+        wanted, stride = self.options.max_length, self.options.stride
+        if reason := beyond_positions(facts, {"max_length": wanted}):
+            return reason
         longest = self.defaults(facts)["task.max_length"].value if wanted == "auto" else wanted
         return f"stride is {stride}, more than max_length, {longest}" if isinstance(stride, int) and stride > longest else ""
 
@@ -219,23 +215,6 @@ class LanguageModeling(Task):
     def model_inputs(self) -> tuple[str, ...]:
         """What the forward pass takes."""
         return ("input_ids", "attention_mask", "position_ids")
-
-    def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """Scores of the targets; logits of the whole batch are never made."""
-        if self._scorer is None:
-            raise ValueError("bind() was not called")
-        inputs = {name: batch[name] for name in self.model_inputs if name in batch}
-        return self._scorer.score(model, inputs, batch["targets"])
-
-    def target_count(self, batch: Batch) -> int:
-        """Tokens to predict."""
-        from ftkit.tasks.parts.language_loss import IGNORED
-
-        return int((batch["targets"] != IGNORED).sum())
-
-    def loss(self, outputs: Any, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Summed cross-entropy of the tokens."""
-        return outputs.loss(label_smoothing)
 
     # --- results -------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from ftkit.metrics.interchange import ExternalMetric
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Calibration, Column, Features, Head, Prediction, Row, RowError, Rows, Task
+from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.spans import (
     Passage,
@@ -143,23 +144,17 @@ class QuestionAnswering(Task):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         """`task.max_length`, `task.stride` and `task.metrics`."""
-        longest = 384 if facts.max_positions is None else min(facts.max_positions, 384)
-        model_takes = "any length" if facts.max_positions is None else f"{facts.max_positions} tokens"
-        length = longest if self.options.max_length == "auto" else self.options.max_length
+        longest = longest_input(facts, 384, "Devlin et al. 2019")
+        length = longest.value if self.options.max_length == "auto" else self.options.max_length
         return {
-            "task.max_length": Default(
-                value=longest, source=f"{facts.model_type} takes {model_takes}; at most 384 (Devlin et al. 2019) unless asked for"
-            ),
+            "task.max_length": longest,
             "task.stride": Default(value=min(128, length // 3), source="a third of task.max_length, at most 128"),
             "task.metrics": Default(value=self._usual_metrics(), source="those of SQuAD"),
         }
 
     def refusal(self, facts: ModelFacts) -> str:
         """A `max_length` that the model's positions do not reach."""
-        wanted, available = self.options.max_length, facts.max_positions
-        if isinstance(wanted, int) and available is not None and wanted > available:
-            return f"max_length is {wanted}, but {facts.model_type} takes at most {available} tokens"
-        return ""
+        return beyond_positions(facts, {"max_length": self.options.max_length})
 
     def check_row(self, row: Row) -> None:
         """Raises RowError for a question or context without text, and for answers that do not stand in the context."""

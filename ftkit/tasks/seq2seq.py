@@ -20,19 +20,20 @@ from ftkit.metrics.base import LOSS, MetricSpec
 from ftkit.metrics.interchange import ExternalMetric
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
-from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Rows, Task
+from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Rows
 from ftkit.tasks.parts.generation import GenerationOptions
+from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
+from ftkit.tasks.parts.scored_targets import ScoredTargets
 from ftkit.tasks.parts.target_texts import encode_targets, end_token, language_place, set_languages
 from ftkit.tasks.parts.text_pairs import TextPairs
 from ftkit.tasks.parts.texts import pad_inputs, shown_tokens, spread, tokenize
 
 if TYPE_CHECKING:
     from numpy import ndarray
-    from torch import Tensor, nn
+    from torch import nn
 
     from ftkit.models.facts import ModelFacts
-    from ftkit.tasks.parts.language_loss import LanguageScorer
 
 _LONGEST = 512
 _ROWS_AT_A_TIME = 500
@@ -75,7 +76,7 @@ class Options(Strict):
     )
 
 
-class Seq2Seq(Task):
+class Seq2Seq(ScoredTargets):
     """Text to text with an encoder-decoder.
 
     Training and the loss are teacher-forced: each target token is predicted from the source and the true tokens before it. The loss
@@ -90,7 +91,6 @@ class Seq2Seq(Task):
     model_kinds = frozenset({"encoder-decoder"})
     Options = Options
     generates_to_present = True
-    supports_label_smoothing = True
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
@@ -98,7 +98,6 @@ class Seq2Seq(Task):
         self._metrics = MetricChoice({**_OF_TOKENS, **generated_text.METRICS}, chosen)
         self._pairs = TextPairs(self.options.translation_keys)
         self._longest_target = 0
-        self._scorer: LanguageScorer | None = None
         self._start: int | None = None
 
     # --- what it needs -------------------------------------------------------------------------------------------
@@ -124,9 +123,7 @@ class Seq2Seq(Task):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         """`task.max_source_length`, `task.max_target_length`, `task.metrics`."""
-        longest = _LONGEST if facts.max_positions is None else min(facts.max_positions, _LONGEST)
-        takes = "any length" if facts.max_positions is None else f"{facts.max_positions} tokens"
-        length = Default(value=longest, source=f"{facts.model_type} takes {takes}; at most {_LONGEST} unless asked for")
+        length = longest_input(facts, _LONGEST)
         usual = Default(
             value=_AUTO_METRICS[self.options.goal], source=f"the loss and the usual metrics of goal: {self.options.goal}"
         )
@@ -140,10 +137,7 @@ class Seq2Seq(Task):
             "generation.max_new_tokens": self.options.generation.max_new_tokens,
             "generation.min_new_tokens": self.options.generation.min_new_tokens,
         }
-        for key, value in lengths.items():
-            if isinstance(value, int) and facts.max_positions is not None and value > facts.max_positions:
-                return f"{key} is {value}, but {facts.model_type} takes at most {facts.max_positions} tokens"
-        return ""
+        return beyond_positions(facts, lengths)
 
     # --- what it learns ------------------------------------------------------------------------------------------
 
@@ -279,22 +273,6 @@ class Seq2Seq(Task):
     def model_inputs(self) -> tuple[str, ...]:
         """What the forward pass takes."""
         return ("input_ids", "attention_mask", "decoder_input_ids")
-
-    def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """Scores of the targets; logits of the whole batch are never made."""
-        if self._scorer is None:
-            raise ValueError("bind() was not called")
-        return self._scorer.score(model, {name: batch[name] for name in self.model_inputs}, batch["targets"])
-
-    def target_count(self, batch: Batch) -> int:
-        """Tokens to predict."""
-        from ftkit.tasks.parts.language_loss import IGNORED
-
-        return int((batch["targets"] != IGNORED).sum()) if "targets" in batch else 0
-
-    def loss(self, outputs: Any, batch: Batch, *, label_smoothing: float = 0.0) -> Tensor:
-        """Summed cross-entropy of the target tokens."""
-        return outputs.loss(label_smoothing)
 
     # --- results -------------------------------------------------------------------------------------------------
 

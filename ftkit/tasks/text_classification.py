@@ -18,6 +18,7 @@ from ftkit.methods.base import Default
 from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Column, Features, Head, Row, RowError
 from ftkit.tasks.parts.label_results import LabelOptions, LabelTask
+from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.long_texts import shorten
 from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, spread, tokenize
 
@@ -91,15 +92,12 @@ class TextClassification(LabelTask):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         """`task.max_length` and `task.metrics`."""
-        longest = 512 if facts.max_positions is None else min(facts.max_positions, 512)
-        model_takes = "any length" if facts.max_positions is None else f"{facts.max_positions} tokens"
+        longest = longest_input(facts, 512)
         return {
-            "task.max_length": Default(
-                value=longest, source=f"{facts.model_type} takes {model_takes}; at most 512 unless asked for"
-            ),
+            "task.max_length": longest,
             "task.metrics": self._metric_default(),
             "task.window_stride": Default(
-                value=self._half(longest), source="half of task.max_length: every word is once near a middle"
+                value=self._half(longest.value), source="half of task.max_length: every word is once near a middle"
             ),
         }
 
@@ -108,10 +106,7 @@ class TextClassification(LabelTask):
 
     def refusal(self, facts: ModelFacts) -> str:
         """A `max_length` that the model's positions do not reach."""
-        wanted, available = self.options.max_length, facts.max_positions
-        if isinstance(wanted, int) and available is not None and wanted > available:
-            return f"max_length is {wanted}, but {facts.model_type} takes at most {available} tokens"
-        return ""
+        return beyond_positions(facts, {"max_length": self.options.max_length})
 
     def check_row(self, row: Row) -> None:
         """Raises RowError for empty texts and labels that do not fit `problem_type` or `labels`."""

@@ -22,6 +22,7 @@ from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, RowError, Rows, Task
 from ftkit.tasks.parts.bio import IGNORED, PLAIN, Entity, Tags, entities, pairs_of, read
+from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.texts import pad_inputs, shown_tokens, spread
 from ftkit.tasks.parts.words import (
@@ -130,15 +131,12 @@ class TokenClassification(Task):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         """`task.max_length`, `task.overlap`, `task.labeling` and `task.metrics`."""
-        longest = 512 if facts.max_positions is None else min(facts.max_positions, 512)
-        model_takes = "any length" if facts.max_positions is None else f"{facts.max_positions} tokens"
-        length = longest if self.options.max_length == "auto" else self.options.max_length
+        longest = longest_input(facts, 512)
+        length = longest.value if self.options.max_length == "auto" else self.options.max_length
         plain = self.options.scheme == PLAIN
         causal = facts.kind == "decoder"
         return {
-            "task.max_length": Default(
-                value=longest, source=f"{facts.model_type} takes {model_takes}; at most 512 unless asked for"
-            ),
+            "task.max_length": longest,
             "task.overlap": Default(value=length // 4, source="a quarter of task.max_length"),
             "task.labeling": Default(
                 value="last" if causal else "first",
@@ -153,10 +151,7 @@ class TokenClassification(Task):
 
     def refusal(self, facts: ModelFacts) -> str:
         """A `max_length` that the model's positions do not reach."""
-        wanted, available = self.options.max_length, facts.max_positions
-        if isinstance(wanted, int) and available is not None and wanted > available:
-            return f"max_length is {wanted}, but {facts.model_type} takes at most {available} tokens"
-        return ""
+        return beyond_positions(facts, {"max_length": self.options.max_length})
 
     def check_row(self, row: Row) -> None:
         """Raises RowError for sentences without words, words that are not text, and tags that are not one for each word."""

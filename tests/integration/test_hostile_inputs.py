@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -181,3 +182,41 @@ def test_hostile_lines_on_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent), encoding="utf-8"))
     with pytest.raises(DataError, match="standard input"):
         list(predictor.predict(predictor.read("-")))
+
+
+def test_dates_that_python_has_no_year_for(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "day": pa.array([2**31 - 1], pa.date32())})
+    with pa.ipc.new_file(tmp_path / "x.arrow", table.schema) as writer:
+        writer.write_table(table)
+    found = read_source(SourceSpec(path="x.arrow"), base=tmp_path)
+    with pytest.raises(DataError, match=r"x\.arrow: holds a value that cannot be read"):
+        list(found)
+
+
+def test_numbers_of_thousands_of_digits_in_json(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"text": ' + "9" * 5000 + "}]")
+    with pytest.raises(DataError, match=r"x\.json:1:2: invalid JSON: a number is too long"):
+        read_source(SourceSpec(path="x.json"), base=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("methods >&-", 0),
+        ("methods --json >&-", 0),
+        ("methods --nosuch 2>&-", 2),
+        ("methods >/dev/full", 2),
+        ("methods --json >/dev/full", 2),
+    ],
+)
+def test_closed_and_full_standard_streams(command: str, code: int) -> None:
+    ended = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -m ftkit {command}'],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ("No space left on device" in ended.stderr) == ("full" in command)

@@ -88,6 +88,9 @@ class _Text:
                 raise self.error(error.msg, error.pos) from error
             except RecursionError as error:
                 raise self.error("nested too deeply", self._at) from error
+            except ValueError as error:
+                # Python converts no whole number of thousands of digits.
+                raise self.error("a number is too long", self._at) from error
             # A number that touches the end of the buffer may go on in the next piece.
             if end == len(self._text) and self._fill():
                 continue
