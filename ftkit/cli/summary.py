@@ -12,12 +12,20 @@ METRIC_COLUMN = "metric"
 
 
 def metric_table(splits: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows: a row for each metric, a column for each evaluated split, test first; values with their 95 % interval."""
+    """Columns and rows: a row for each metric, a column for each evaluated split, test first, and one for
+    its metrics before training where they were taken; values with their 95 % interval."""
     evaluated = {name: split for name, split in splits.items() if split.get("metrics")}
     names = sorted(evaluated, key=lambda name: name != "test")
     metrics = list(dict.fromkeys(metric for name in names for metric in evaluated[name]["metrics"]))
-    rows = [[metric, *(value_with_interval(evaluated[name], metric) for name in names)] for metric in metrics]
-    return [METRIC_COLUMN, *(f"{name} ({evaluated[name]['rows']:,} rows)" for name in names)], rows
+    heads, columns = [METRIC_COLUMN], [metrics]
+    for name in names:
+        split = evaluated[name]
+        heads.append(f"{name} ({split['rows']:,} rows)")
+        columns.append([value_with_interval(split, metric) for metric in metrics])
+        if before := split.get("before"):
+            heads.append(f"{name} before training")
+            columns.append([shown_number(before.get(metric)) for metric in metrics])
+    return heads, [list(row) for row in zip(*columns, strict=True)]
 
 
 def value_with_interval(split: Mapping[str, Any], metric: str) -> str:

@@ -208,6 +208,9 @@ class TrainSpec(Strict):
     )
     gradual_unfreezing: GradualUnfreezingSpec | None = Field(None, description="Train the head first, then block after block.")
     evaluate_every: Every = Field(default_factory=lambda: Every.of_epochs(1.0), description="Distance between evaluations.")
+    evaluate_first: bool = Field(
+        False, description="Evaluate validation and test before the first step too: what the model could do untrained."
+    )
     checkpoint_every: Every = Field(
         default_factory=lambda: Every.of_epochs(1.0), description="Distance between checkpoints; each evaluation writes one too."
     )

@@ -152,10 +152,13 @@ class _Run:
             self._write_beginning(task, inputs)
             session = TrainingSession(prepared, self.splits, stores, self.folder, self.accelerator, self.observer)
             self._note_what_is_thin(session)
+            before = self._first_evaluations(session)
             with self._trackers():
                 outcome = session.run()
             self.results |= training_facts(outcome, parameters, self.clock, self.accelerator.num_processes)
             self.results["splits"] = self._final_evaluations(session, outcome)
+            for name, metrics in before.items():
+                self.results["splits"][name]["before"] = metrics
             self.results["exports"] = self._exports(prepared, inputs)
             return self._finish(prepared)
 
@@ -207,6 +210,16 @@ class _Run:
             yield
         finally:
             self.accelerator.end_training()
+
+    def _first_evaluations(self, session: TrainingSession) -> dict[str, dict[str, Any]]:
+        """Metrics by split of the model as it was loaded. A resumed run computes them anew, before it takes its weights up."""
+        if not self.plan.recipe.train.evaluate_first:
+            return {}
+        found = {}
+        for name in [name for name, _ in self.splits.items() if name != "train"]:
+            self.observer.stage(f"evaluating {name} before training")
+            found[name] = session.evaluate_split(name).metrics
+        return found
 
     def _final_evaluations(self, session: TrainingSession, outcome: Outcome) -> dict[str, Any]:
         splits, task = {}, session.prepared.task

@@ -160,6 +160,12 @@ def test_the_table_of_metrics_puts_test_first_and_leaves_train_out() -> None:
     assert rows == [["accuracy", "0.8750 [0.8000, 0.9500]", "0.9000"], ["auroc", "0.5000", "undefined"]]
 
 
+def test_metrics_before_training_stand_beside_those_after() -> None:
+    columns, rows = metric_table({"test": {**RESULTS["splits"]["test"], "before": {"accuracy": 0.25, "auroc": None}}})
+    assert columns == ["metric", "test (70 rows)", "test before training"]
+    assert rows == [["accuracy", "0.8750 [0.8000, 0.9500]", "0.2500"], ["auroc", "0.5000", "undefined"]]
+
+
 def test_a_summary_of_little_is_little() -> None:
     assert run_facts({"folder": "x"}) == {"status": "completed", "run folder": "x"}
 

@@ -93,6 +93,20 @@ def test_c23_evaluations_do_not_change_training(recipe_file: RecipeFile, tmp_pat
     assert losses[0] == losses[1]
 
 
+def test_metrics_before_training_are_those_of_the_untrained_model(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    path = recipe_file(method="full", train="{epochs: 5.0, batch_size: 8, learning_rate: 3e-3, evaluate_every: {epochs: 5.0}}")
+    ftkit.train(ftkit.load_recipe(path), output=tmp_path / "plain")
+    both = ftkit.load_recipe(path, ["train.evaluate_first=true"])
+    results = ftkit.train(both, output=tmp_path / "both").results
+    still = ftkit.load_recipe(path, ["train.learning_rate=1e-12", "train.weight_decay=0"])
+    untrained = ftkit.train(still, output=tmp_path / "still").results
+    for name in ("validation", "test"):
+        assert results["splits"][name]["before"]["loss"] == pytest.approx(untrained["splits"][name]["metrics"]["loss"], abs=1e-6)
+        assert results["splits"][name]["before"]["loss"] != pytest.approx(results["splits"][name]["metrics"]["loss"], abs=1e-4)
+    assert (tmp_path / "both" / "metrics.jsonl").read_bytes() == (tmp_path / "plain" / "metrics.jsonl").read_bytes()
+    assert lines(tmp_path / "both") == lines(tmp_path / "plain")
+
+
 def test_c23_dropout_is_on_in_training_and_off_in_evaluation(recipe_file: RecipeFile, tmp_path: Path) -> None:
     path = recipe_file(method="full", train="{max_steps: 4, batch_size: 4, learning_rate: 1e-20, evaluate_every: {steps: 1}}")
     (tmp_path / "train.jsonl").write_text('{"text": "w1 w2", "label": "calm"}\n{"text": "w1 w2", "label": "glad"}\n' * 2)
