@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -109,6 +109,28 @@ class Method(ABC):
     def parameter_count(self, layout: ModelLayout) -> int | None:
         """How many parameters train, by the method's formula; None where there is no closed form."""
         return None
+
+    def learning_rate_factor(self, name: str, layout: ModelLayout) -> float:
+        """What the learning rate is multiplied by for the trained parameter `name` (LoRA+ trains B faster than A)."""
+        return 1.0
+
+    def batches_before_training(self) -> int:
+        """How many training batches `prepare` wants to see."""
+        return 0
+
+    def prepare(self, model: nn.Module, losses: Sequence[Callable[[], Tensor]]) -> None:  # noqa: B027 - an optional hook
+        """Called once before the first step of a run, if `batches_before_training` asks for batches; model in evaluation mode.
+
+        losses: one function for each batch, which runs the model forward on it and returns the mean loss with its graph.
+        May change values of parameters and buffers (a start found in the data, a mask), but replace no parameter.
+        """
+
+    def state(self, model: nn.Module) -> Mapping[str, Tensor]:
+        """What the method itself carries from step to step beside trained parameters: masks, running importance. For checkpoints."""
+        return {}
+
+    def restore(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - an optional hook
+        """Takes up what `state` gave, after the trained parameters were loaded. Called for best weights, too."""
 
     def extra_loss(self, model: nn.Module) -> Tensor | None:
         """A scalar added to the mean training loss of each optimizer step, or None."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from ftkit.data.features import FeatureStore
 from ftkit.errors import ExportError, RecipeError
@@ -45,7 +46,7 @@ def export_all(
     inputs: a batch to compare logits on, see `probe_inputs`. The model of `prepared` may be merged afterwards and is not to be used again.
     Raises ExportError if an export does not load or computes something else; it is left in place for inspection.
     """
-    model = prepared.model.to("cpu")
+    model = _without_autocast(prepared.model).to("cpu")
     with evaluating(model):
         expected = logits_of(model(**inputs))
     for form in sorted(targets):  # `adapter` before `merged`: merging changes the model.
@@ -58,6 +59,16 @@ def export_all(
     observer.stage("verifying exports")
     differences = verify([_request(prepared, form, path) for form, path in targets.items()], inputs, expected, PLUGIN_FILES)
     return _facts(prepared, targets, differences, expected)
+
+
+def _without_autocast(model: nn.Module) -> nn.Module:
+    """The same model as whoever loads an export runs it: Accelerate leaves autocast on in a model that it prepared.
+
+    Its own way back (`extract_model_from_parallel`) takes transformers' decorators of `forward` off, too.
+    """
+    if model.__dict__.pop("_original_forward", None) is not None:
+        del model.__dict__["forward"]
+    return model
 
 
 def probe_inputs(prepared: Prepared, rows: FeatureStore) -> dict[str, torch.Tensor]:

@@ -21,14 +21,13 @@ from ftkit.errors import DataError, ModelError, Problem, RecipeError
 from ftkit.files import read_json
 from ftkit.models.facts import read_facts
 from ftkit.models.quiet import quiet_libraries
-from ftkit.models.trainable import load_trainable
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import LARGEST_BATCH, SourceSpec
 from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
-from ftkit.run.wiring import Prepared, encode_rows, make_accelerator, prepare_model, prepare_processor
+from ftkit.run.wiring import Prepared, encode_rows, load_weights, make_accelerator, prepare_model, prepare_processor
 from ftkit.tasks.base import Task
 from ftkit.training.checkpoint import open_checkpoint
 from ftkit.training.evaluation import evaluate, predict_features
@@ -173,7 +172,7 @@ def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
         task.calibration = dict(learned["calibration"])
     processor, key = prepare_processor(plan)
     prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
-    load_trainable(prepared.model, open_checkpoint(folder / results["weights"]).tensors("trainable"), strict=True)
+    load_weights(prepared, open_checkpoint(folder / results["weights"]).tensors)
     return Predictor(folder, prepared, key)
 
 

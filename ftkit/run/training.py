@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
 from ftkit.data.features import FeatureStore
 from ftkit.data.splits import Splits
 from ftkit.errors import DivergedError, InterruptedRunError, RunFolderError
-from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.run.folder import METRICS, MetricsLog, RunFolder
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
-from ftkit.run.wiring import Prepared, TrainingBatches
+from ftkit.run.wiring import Prepared, TrainingBatches, load_weights, weights_of
 from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, complete_checkpoints, prune, save_checkpoint
-from ftkit.training.evaluation import evaluate
+from ftkit.training.evaluation import evaluate, to_device
 from ftkit.training.events import EvaluationEvent, StepEvent
 from ftkit.training.loop import Position, Trainer
 from ftkit.training.optimizers import load_optimizer_state, make_optimizer, optimizer_state, parameter_groups
+from ftkit.training.seeding import seed_everything
 from ftkit.training.stopping import StoppingRule
 from ftkit.training.unfreezing import GradualUnfreezing
 
@@ -68,7 +71,7 @@ class TrainingSession:
         self.recipe, self.totals, self.epochs = recipe, Totals(), 0.0
         self.stopping = self._stopping_rule()
         self._bare = prepared.model
-        groups = parameter_groups(self._bare, prepared.layout, recipe.train)
+        groups = parameter_groups(self._bare, prepared.layout, recipe.train, prepared.method)
         unfreezing = recipe.train.gradual_unfreezing
         self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
         self._bare.to(accelerator.device)
@@ -144,6 +147,7 @@ class TrainingSession:
             log.rewind(0)
             if self.folder.resumed:
                 self.observer.note("no complete checkpoint yet: starting from the first step")
+            self._prepare_method()
             return False
         state = found[-1].state()
         self._load(found[-1])
@@ -158,6 +162,23 @@ class TrainingSession:
         log.rewind(state["metrics_bytes"])
         self.observer.note(f"continuing after step {found[-1].step:,} of {self.trainer.total_steps:,}")
         return bool(state["stopped_early"])
+
+    def _prepare_method(self) -> None:
+        """Lets a method that starts from the data see the first batches of the first epoch."""
+        method, batches = self.prepared.method, self.trainer.batches
+        if not (count := method.batches_before_training()):
+            return
+        self.observer.stage(f"preparing {method.name}")
+        seed_everything(self.recipe.seed)
+        self._bare.eval()
+        method.prepare(self._bare, [partial(self._mean_loss, indices) for indices in batches.epoch(0)[:count]])
+        self._bare.zero_grad(set_to_none=True)
+        self._bare.train()
+
+    def _mean_loss(self, indices: np.ndarray) -> Tensor:
+        task = self.prepared.task
+        batch = to_device(self.trainer.batches.load(indices), self.accelerator.device)
+        return task.loss(task.forward(self._bare, batch), batch) / max(1, task.target_count(batch))
 
     def _train(self, log: MetricsLog) -> Outcome:
         trainer, best = self.trainer, self.recipe.train.best_metric
@@ -199,8 +220,7 @@ class TrainingSession:
     def _on_evaluation(self, event: EvaluationEvent, log: MetricsLog) -> None:
         log.append("evaluation", {"step": event.step, "epoch": event.epoch, "metrics": event.metrics, "is_best": event.is_best})
         if event.is_best:
-            tensors = {"trainable": self._weights()}
-            save_checkpoint(self.folder.checkpoints, BEST, event.step, tensors, {"metrics": event.metrics})
+            save_checkpoint(self.folder.checkpoints, BEST, event.step, self._weights(), {"metrics": event.metrics})
         self.observer.evaluation(event)
         self._track({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
 
@@ -221,16 +241,16 @@ class TrainingSession:
             "optimizer": others,
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
-        contents = {"trainable": self._weights(), "optimizer": tensors}
+        contents = {**self._weights(), "optimizer": tensors}
         saved = save_checkpoint(self.folder.checkpoints, RESUMABLE, self.trainer.position.step, contents, state)
         prune(self.folder.checkpoints, keep=self.recipe.train.keep_checkpoints, best_step=self.stopping.best_step)
         return saved
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _weights(self) -> dict[str, Mapping[str, Tensor]]:
         if self._unfreezing:
             self._unfreezing.thaw()
-        found = trainable_state(self._bare)
-        if broken := next((name for name, value in found.items() if not bool(value.isfinite().all())), ""):
+        found = weights_of(self.prepared)
+        if broken := next((name for name, value in found["trainable"].items() if not bool(value.isfinite().all())), ""):
             hint = "Nothing was exported. Lower train.learning_rate, or raise train.warmup_ratio"
             message = f"training diverged by step {self.trainer.position.step}: {broken} holds numbers that are not finite"
             raise DivergedError(message, hint=hint)
@@ -239,7 +259,7 @@ class TrainingSession:
     def _load(self, checkpoint: Checkpoint) -> None:
         if self._unfreezing:
             self._unfreezing.thaw()
-        load_trainable(self._bare, checkpoint.tensors("trainable"), strict=True)
+        load_weights(self.prepared, checkpoint.tensors)
 
     def _inner_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -260,8 +280,7 @@ class TrainingSession:
         """The best checkpoint, loaded back into the model; the current weights, saved as such, where none was evaluated."""
         step, folder = self.stopping.best_step, self.folder.checkpoints
         if step is None:
-            tensors = {"trainable": self._weights()}
-            return save_checkpoint(folder, BEST, self.trainer.position.step, tensors, {"metrics": {}})
+            return save_checkpoint(folder, BEST, self.trainer.position.step, self._weights(), {"metrics": {}})
         found = self._best_checkpoint(step)
         self._load(found)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 
 from ftkit.data.batching import epoch_batches, rows_per_epoch
 from ftkit.data.features import FeatureStore, encode_table
@@ -22,6 +22,7 @@ from ftkit.methods.base import Method
 from ftkit.models.layout import ModelLayout
 from ftkit.models.load import load_model
 from ftkit.models.processor import align_padding, load_processor, processor_key
+from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import TrainSpec
 from ftkit.run.observer import Observer
@@ -65,6 +66,20 @@ def prepare_model(plan: Plan, task: Task, processor: Any, *, seed: int, allow_co
     if plan.recipe.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Prepared(plan, task, method, model, loaded.layout, processor)
+
+
+def load_weights(prepared: Prepared, tensors: Callable[[str], dict[str, Tensor]]) -> None:
+    """Puts a checkpoint's trained parameters, and what the method keeps beside them, into the model.
+
+    tensors: gives the checkpoint's tensors by file name. Raises ModelError if they are not those of this model.
+    """
+    load_trainable(prepared.model, tensors("trainable"), strict=True)
+    prepared.method.restore(prepared.model, tensors("method"))
+
+
+def weights_of(prepared: Prepared) -> dict[str, Mapping[str, Tensor]]:
+    """What `load_weights` loads, by file name."""
+    return {"trainable": trainable_state(prepared.model), "method": prepared.method.state(prepared.model)}
 
 
 def check_trainable(model: nn.Module, method: Method, layout: ModelLayout) -> None:

@@ -35,10 +35,11 @@ class Checkpoint:
     step: int
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of `<name>.safetensors`, on the CPU."""
+        """Tensors of `<name>.safetensors`, on the CPU; none where it was not written."""
         from safetensors.torch import load_file
 
-        return load_file(self.path / f"{name}.safetensors")
+        path = self.path / f"{name}.safetensors"
+        return load_file(path) if path.name in read_json(self.path / MANIFEST)["files"] else {}
 
     def state(self) -> dict[str, Any]:
         """The content of state.json."""
@@ -46,14 +47,17 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Checkpoint:
-    """Writes a checkpoint of `kind` (`step` or `best`) and returns it. An equal name is replaced."""
+    """Writes a checkpoint of `kind` (`step` or `best`) and returns it: a file for each non-empty entry of `tensors`, and `state`.
+
+    An equal name is replaced.
+    """
     folder.mkdir(exist_ok=True)
     final = folder / f"{kind}-{step:08d}"
     temporary = folder / f".tmp-{final.name}"
     if temporary.exists():
         shutil.rmtree(temporary)
     temporary.mkdir()
-    for name, values in tensors.items():
+    for name, values in ((name, values) for name, values in tensors.items() if values):
         _save_tensors(values, temporary / f"{name}.safetensors")
     write_json(temporary / "state.json", state)
     files = sorted(path for path in temporary.iterdir())

@@ -9,16 +9,18 @@ import torch
 from torch import nn
 
 from ftkit.errors import ModelError
+from ftkit.methods.base import Method
 from ftkit.models.layout import ModelLayout
 from ftkit.recipe.schema import TrainSpec
 
 
-def parameter_groups(model: nn.Module, layout: ModelLayout, train: TrainSpec) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, layout: ModelLayout, train: TrainSpec, method: Method | None = None) -> list[dict[str, Any]]:
     """Trainable parameters in groups of equal weight decay and learning rate.
 
     Each group has `params`, `names`, `weight_decay`, `scale` (multiplier of the learning rate) and `lr` (the peak).
     Weight decay spares biases and norms, as in the BERT and AdamW practice (Loshchilov & Hutter 2019). With `layer_decay` d, a
-    parameter of depth k of n has the rate lr * d^(n-k): the head keeps lr (Howard & Ruder 2018; Clark et al. 2020).
+    parameter of depth k of n has the rate lr * d^(n-k): the head keeps lr (Howard & Ruder 2018; Clark et al. 2020). A method's own
+    factor (LoRA+) multiplies that.
     """
     plain = _undecayed(model)
     top = len(layout.blocks) + 1
@@ -28,6 +30,7 @@ def parameter_groups(model: nn.Module, layout: ModelLayout, train: TrainSpec) ->
             continue
         decay = 0.0 if name in plain else float(train.weight_decay)
         scale = (train.layer_decay or 1.0) ** (top - layout.depth(name))
+        scale *= method.learning_rate_factor(name, layout) if method else 1.0
         group = groups.setdefault(
             (decay, scale),
             {"params": [], "names": [], "weight_decay": decay, "scale": scale, "lr": float(train.learning_rate) * scale},

@@ -311,6 +311,18 @@ def test_c22_trained_weights_are_float32_over_a_half_precision_base(recipe_file:
     assert result.exit_code == 0
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_exports_of_mixed_precision_runs_equal_the_model_without_autocast(
+    recipe_file: RecipeFile, tmp_path: Path, method: str
+) -> None:
+    train = "{epochs: 5.0, batch_size: 8, precision: bf16, learning_rate: 3e-3}"
+    path = recipe_file(method=method, train=train, export="[merged]")
+    facts = ftkit.train(ftkit.load_recipe(path), output=tmp_path / "run").results["exports"]["merged"]
+    assert facts["max_abs_difference"] <= 1e-5
+    again = ftkit.export(tmp_path / "run", "merged", to=tmp_path / "again")
+    assert again["max_abs_difference"] <= 1e-5
+
+
 @pytest.mark.parametrize(
     "train",
     [
