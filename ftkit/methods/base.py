@@ -207,7 +207,8 @@ _VIT = "transformers' image classification guide: ViT-Base on Food-101"
 
 def _published(facts: ModelFacts) -> _Published:
     """Published settings for training pretrained weights themselves, by kind and width of the model."""
-    if facts.kind == "encoder-decoder":
+    # A pair of encoders (`model.decoder`) holds BERT's weights, not BART's, and learns like those.
+    if facts.kind == "encoder-decoder" and facts.model_type != "encoder-decoder":
         if "t5" in facts.model_type:
             return _Published(3e-4 if facts.hidden_size <= 512 else 1e-4, None, None, None, _T5)
         return _Published(3e-5, None, 0.01, None, _BART)

@@ -40,6 +40,7 @@ def test_blocks_beyond_the_last_are_refused_where_the_count_is_known() -> None:
         ("encoder-decoder", "t5", 512, 3e-4),
         ("encoder-decoder", "mt5", 1024, 1e-4),
         ("encoder-decoder", "bart", 768, 3e-5),
+        ("encoder-decoder", "encoder-decoder", 384, 1e-4),
         ("vision", "vit", 768, 5e-5),
         ("unknown", "", 0, 5e-5),
     ],
