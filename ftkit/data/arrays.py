@@ -1,4 +1,4 @@
-"""Arrow arrays of Python values, made from buffers: `pa.array` imports pandas, a quarter of a second that `ftkit validate` can save."""
+"""Arrow arrays of Python values, made from buffers, and back: `pa.array` and `to_numpy` import pandas, which takes a while."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ from ftkit.data.kinds import ARROW_TYPES, BINARY, BOOLEAN, LIST, NOTHING, NUMBER
 def int64_array(values: np.ndarray) -> pa.Array:
     """An Arrow array over int64 numbers, without a copy where they are contiguous."""
     return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values, dtype=np.int64))])
+
+
+def numpy_of(numbers: pa.Array) -> np.ndarray:
+    """The values of an Arrow array over whole or floating point numbers without nulls, without a copy: (numbers,), read-only."""
+    kind = np.dtype(f"{'f' if pa.types.is_floating(numbers.type) else 'i'}{numbers.type.bit_width // 8}")
+    if not len(numbers):
+        return np.empty(0, kind)
+    return np.frombuffer(numbers.buffers()[1], dtype=kind, count=len(numbers), offset=numbers.offset * kind.itemsize)
 
 
 def array_of(values: Sequence[Any], kind: str) -> pa.Array:

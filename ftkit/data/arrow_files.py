@@ -1,18 +1,26 @@
-"""Arrow files on disk: written aside, renamed when complete, memory-mapped for reading."""
+"""Arrow files on disk: written in pieces, memory-mapped for reading."""
 
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from weakref import WeakSet
 
 import pyarrow as pa
 import pyarrow.compute
 
 from ftkit.errors import DataError
+
+RESIDENT_BYTES = 64 * 2**20
+"""Mapped files take up about so much of the process's memory at most, and leave the rest to the system's file cache."""
+
+PAGES_AROUND = 2**16
+"""Bytes that the system maps at once around the one that is read."""
 
 
 class _HashingFile:
@@ -37,7 +45,9 @@ class _HashingFile:
 
     def abandon(self) -> None:
         self.closed = True
-        self._file.close()
+        # What is still buffered does not fit on a full disk, and need not.
+        with suppress(OSError):
+            self._file.close()
 
 
 class SegmentWriter:
@@ -88,17 +98,52 @@ class SegmentWriter:
 
 
 def map_batches(path: Path) -> list[pa.RecordBatch]:
-    """The batches of an Arrow IPC file or stream, memory-mapped.
+    """The batches of an Arrow IPC file, memory-mapped.
 
-    Raises pa.ArrowInvalid if it is neither.
+    Raises pa.ArrowInvalid or ValueError if it is none, OSError if it cannot be read.
     """
-    with pa.memory_map(str(path), "r") as mapped:
-        start = mapped.read(6)
-        mapped.seek(0)
-        if start == b"ARROW1":
-            reader = pa.ipc.open_file(mapped)
-            return [reader.get_batch(index) for index in range(reader.num_record_batches)]
-        return list(pa.ipc.open_stream(mapped))
+    with open(path, "rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    _RESIDENCY.add(memory)
+    reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(memory)))
+    batches = []
+    for index in range(reader.num_record_batches):
+        batches.append(reader.get_batch(index))
+        note_read(PAGES_AROUND)
+    return batches
+
+
+def note_read(size: int) -> None:
+    """Says that about so many bytes of mapped files were read: now and then their pages are handed back to the system.
+
+    Without that a pass over a large file would show as so much memory in use, though the system can take it back at any time.
+    """
+    _RESIDENCY.read(size)
+
+
+class _Residency:
+    """Mapped files that are in use."""
+
+    def __init__(self) -> None:
+        self._mapped: WeakSet[mmap.mmap] = WeakSet()
+        self._bytes = 0
+
+    def add(self, memory: mmap.mmap) -> None:
+        self._mapped.add(memory)
+
+    def read(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > RESIDENT_BYTES:
+            self._release()
+
+    def _release(self) -> None:
+        self._bytes = 0
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for memory in list(self._mapped):
+                memory.madvise(mmap.MADV_DONTNEED)
+
+
+_RESIDENCY = _Residency()
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:

@@ -3,53 +3,45 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ftkit.data.arrays import array_of, int64_array
-from ftkit.data.arrow_files import SegmentWriter, explained_cache_errors, map_batches, sync_folder
 from ftkit.data.kinds import ARROW_TYPES, JSON_MARK, STRUCTURED, kinds_of, merged_kind, widen_whole_numbers
 from ftkit.data.problems import shorten
+from ftkit.data.progress import Meter
+from ftkit.data.spilling import Batches
 from ftkit.data.table import POSITION, Origin, Table
 from ftkit.errors import DataError, Problem
-from ftkit.paths import cache_folder
 
-SPILL_BYTES = 256 * 2**20
-"""A source that takes more memory than this is kept on disk."""
-
-WAY_OUT = "Free some space, or set FTKIT_CACHE to a folder that can be written."
+NO_ROWS_HINT = "Give a file with rows, or leave this source out."
 
 
 class TableBuilder:
     """Collects one file's rows: `with builder: ... builder.finish()`. An error removes what was written to disk so far.
 
-    columns: names of the columns to keep; None keeps all.
+    columns: names of the columns to keep; None keeps all. meter: is told of each row. rows: those added so far.
     """
 
-    def __init__(self, origin: Origin, columns: Collection[str] | None = None) -> None:
-        self._origin, self._wanted = origin, columns
+    def __init__(self, origin: Origin, columns: Collection[str] | None = None, meter: Meter | None = None) -> None:
+        self._origin, self._wanted, self._meter = origin, columns, meter
         self._source_columns: dict[str, None] = {}
         self._kept: dict[str, None] = {}
         self._first: dict[str, tuple[str, int, Any]] = {}
         self._conflicts: dict[str, Problem] = {}
-        self._batches: list[pa.RecordBatch] = []
-        self._bytes = self._rows = 0
-        self._spill: _Spill | None = None
+        self._batches = Batches()
+        self.rows = 0
 
     def __enter__(self) -> TableBuilder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and self._spill is not None:
-            self._spill.discard()
+        if kind is not None:
+            self._batches.discard()
 
     def note_columns(self, names: Sequence[str]) -> list[str]:
         """Records columns that the file has; returns those to keep."""
@@ -82,27 +74,20 @@ class TableBuilder:
 
     def add_batch(self, batch: pa.RecordBatch) -> None:
         """Appends rows given in Arrow."""
-        self._rows += batch.num_rows
-        if self._spill is not None:
-            self._spill.write(batch)
-            return
-        self._batches.append(batch)
-        self._bytes += batch.nbytes
-        if self._bytes > SPILL_BYTES:
-            self._spill = _Spill()
-            for kept in self._batches:
-                self._spill.write(kept)
-            self._batches = []
+        self.rows += batch.num_rows
+        if self._meter is not None:
+            self._meter.add(batch.num_rows)
+        self._batches.add(batch)
 
     def finish(self) -> Table:
         """The table. Raises DataError if it has no rows."""
-        if not self._rows:
-            raise DataError(Problem(message="holds no rows", place=self._origin.label))
-        batches = self._batches if self._spill is None else self._spill.finish()
+        if not self.rows:
+            raise DataError(Problem(message="holds no rows", place=self._origin.label, hint=NO_ROWS_HINT))
+        batches = self._batches.finish()
         names = [name for name in self._kept if name not in self._conflicts]
         return Table(
             widen_whole_numbers(batches, names),
-            [(self._origin, self._rows)],
+            [(self._origin, self.rows)],
             names,
             source_columns=list(self._source_columns),
             conflicts=self._conflicts,
@@ -163,36 +148,6 @@ def table_from_rows(rows: Sequence[Mapping[str, Any]], origin: str, *, first_row
     with TableBuilder(Origin(label=origin)) as builder:
         builder.add_rows(plain, range(first_row, first_row + len(rows)))
         return builder.finish()
-
-
-class _Spill:
-    """Rows on their way to disk. File names are content hashes, so a stale file is never read and equal sources share one."""
-
-    def __init__(self) -> None:
-        self._folder = cache_folder() / "tables"
-        with explained_cache_errors(self._folder, WAY_OUT):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._folder))
-            self._writer = SegmentWriter(self._aside)
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        with explained_cache_errors(self._folder, WAY_OUT):
-            self._writer.write(batch)
-
-    def finish(self) -> list[pa.RecordBatch]:
-        batches: list[pa.RecordBatch] = []
-        with explained_cache_errors(self._folder, WAY_OUT):
-            for name, digest in self._writer.finish().items():
-                path = self._folder / f"{digest}.arrow"
-                os.replace(self._aside / name, path)
-                batches += map_batches(path)
-            self._aside.rmdir()
-            sync_folder(self._folder)
-        return batches
-
-    def discard(self) -> None:
-        self._writer.abandon()
-        shutil.rmtree(self._aside, ignore_errors=True)
 
 
 def _as_json(values: Sequence[Any]) -> list[str | None] | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from ftkit.data.file_contents import load_contents
 from ftkit.data.problems import Problems
+from ftkit.data.progress import UNWATCHED, CountedRows, Watcher
 from ftkit.data.table import Table
 from ftkit.errors import Problem
 from ftkit.tasks.base import Column, RowError, Task
@@ -66,7 +69,7 @@ def find_columns(table: Table, task: Task, columns: DataColumns, *, need_targets
             found[name] = usual
             taken.add(usual)
         elif column.required and (need_targets or not column.target):
-            problems.add(_missing(table, name, column))
+            problems.add(_missing(table, name, column, taken))
     if not found and not len(problems):
         names = ", ".join(name for name, column in declared.items() if need_targets or not column.target)
         hint = f"Columns: {_listed(table)}. Say which is which under `data.columns`."
@@ -97,9 +100,15 @@ def load_files(table: Table, found: DataColumns, task: Task) -> Table:
     return table
 
 
-def check_rows(table: Table, check: Callable[[dict[str, Any]], None], columns: DataColumns, problems: Problems) -> None:
+def check_rows(
+    table: Table,
+    check: Callable[[dict[str, Any]], None],
+    columns: DataColumns,
+    problems: Problems,
+    watch: Watcher = UNWATCHED,
+) -> None:
     """Calls `check` on every row; a RowError becomes a problem with the place of the row and the data column's name."""
-    for index, row in enumerate(table):
+    for index, row in enumerate(CountedRows(table, watch)):
         try:
             check(row)
         except RowError as error:
@@ -123,10 +132,14 @@ def _not_there(table: Table, name: str, source: str) -> Problem:
     )
 
 
-def _missing(table: Table, name: str, column: Column) -> Problem:
-    near = get_close_matches(name, table.source_columns, n=1, cutoff=0.4)
-    example = near[0] if near else "<one of them>"
+def _missing(table: Table, name: str, column: Column, taken: Collection[str]) -> Problem:
+    free = [other for other in table.source_columns if other not in taken]
+    near = get_close_matches(name, free, n=1, cutoff=0.4)
+    # Names with blanks at their ends or with signs of YAML only count as such in quotes.
+    example = (near[0] if re.fullmatch(r"\w[\w .-]*(?<! )", near[0]) else json.dumps(near[0])) if near else "<one of them>"
     hint = f"Columns: {_listed(table)}. Say which one it is: `data: {{columns: {{{name}: {example}}}}}`."
+    if not free:
+        hint = f"The data has no other column than {_listed(table)}; add it, or give another file."
     only = table.source_columns[0] if len(table.source_columns) == 1 else ""
     if other := next((mark for mark in ";\t|," if mark in only), ""):
         hint = f"The header has one column, {only!r}. If the separator is {other!r}, set `delimiter: {other!r}` for the source."

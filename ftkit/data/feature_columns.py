@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from ftkit.data.arrays import array_of, int64_array, numpy_of
+from ftkit.data.kinds import BOOLEAN, NUMBER, WHOLE
 from ftkit.tasks.base import Features
 
 ARRAY_MARK = b"ftkit-array"
 SHAPE = "\0shape"
+_KINDS: dict[type, str] = {bool: BOOLEAN, int: WHOLE, float: NUMBER}
 
 
 def from_features(features: Sequence[Features]) -> pa.RecordBatch:
@@ -25,7 +29,7 @@ def from_features(features: Sequence[Features]) -> pa.RecordBatch:
                 fields.append(field)
                 arrays.append(array)
         else:
-            array = _narrow(pa.array(values))
+            array = _narrow(_numbers(values) or pa.array(values))
             arrays.append(array)
             fields.append(pa.field(name, array.type))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
@@ -48,6 +52,22 @@ def to_values(batch: pa.RecordBatch, row: int) -> Features:
         else:
             feature[field.name] = _plain(column, row)
     return feature
+
+
+def _numbers(values: Sequence[Any]) -> pa.Array | None:
+    """What `pa.array` makes of numbers, or of lists of whole ones, without importing pandas as that does; None for other values."""
+    kinds = {*map(type, values)}
+    try:
+        if len(kinds) == 1 and (kind := _KINDS.get(next(iter(kinds)))):
+            return array_of(values, kind)
+        if kinds == {list} and {*map(type, chain.from_iterable(values))} == {int}:
+            offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+            items = int64_array(np.fromiter(chain.from_iterable(values), dtype=np.int64, count=int(offsets[-1])))
+            buffers = [None, pa.py_buffer(offsets)]
+            return pa.Array.from_buffers(pa.list_(items.type), len(values), buffers, children=[items])
+    except OverflowError:
+        return None
+    return None
 
 
 def _array_columns(name: str, values: Sequence[Any]) -> list[tuple[pa.Field, pa.Array]]:
@@ -85,5 +105,5 @@ def _plain(column: pa.Array, row: int) -> Any:
     if pa.types.is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)):
         items = value.values
         if not items.null_count:
-            return items.to_numpy().tolist()
+            return numpy_of(items).tolist()
     return value.as_py()

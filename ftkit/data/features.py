@@ -7,8 +7,8 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,37 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ftkit.data.arrow_files import SegmentWriter, explained_cache_errors, map_batches, sync_folder
-from ftkit.data.feature_columns import from_features, to_values
-from ftkit.data.problems import Problems
+from ftkit.data.arrays import numpy_of
+from ftkit.data.arrow_files import PAGES_AROUND, SegmentWriter, explained_cache_errors, map_batches, note_read, sync_folder
+from ftkit.data.aside import Aside
+from ftkit.data.encoding import Progress, encoded_batches
+from ftkit.data.feature_columns import to_values
+from ftkit.data.spilling import Batches
 from ftkit.data.table import Table, canonical
-from ftkit.errors import Problem
 from ftkit.paths import cache_folder
-from ftkit.tasks.base import Features, Row, RowError, Task
+from ftkit.tasks.base import Features, Task
 
-ROWS_PER_BATCH = 1000
 MANIFEST = "manifest.json"
 WAY_OUT = "Free some space, set FTKIT_CACHE to a folder that can be written, or set `data.cache: false`."
-
-Progress = Callable[[int, int], None]
-"""Called with rows done and rows in all."""
 
 
 class FeatureStore:
     """Features of a split, in the order of its rows.
 
     lengths: tokens of each feature, int32 (features,). example: row that each feature comes from, int64 (features,).
-    key: what the cache entry is called. hit: whether it was there already.
+    key: what the cache entry is called, '' where there is none. hit: whether it was there already.
     """
 
     def __init__(self, batches: Sequence[pa.RecordBatch], *, key: str, hit: bool) -> None:
         self._batches = list(batches)
         self._starts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches], dtype=np.int64)]).astype(np.int64)
-        self.lengths = self.numbers("length").astype(np.int32)
-        self.example = self.numbers("example")
+        self.lengths = self._gathered("length", np.int32)
         self.key, self.hit = key, hit
+
+    @property
+    def example(self) -> np.ndarray:
+        """See the class. Read anew each time: only few need it."""
+        return self.numbers("example")
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -56,13 +58,22 @@ class FeatureStore:
             if not 0 <= index < len(self):
                 raise IndexError(f"feature {index} of {len(self)}")
             block = int(np.searchsorted(self._starts, index, side="right")) - 1
-            features.append(to_values(self._batches[block], index - int(self._starts[block])))
+            batch = self._batches[block]
+            note_read(batch.num_columns * PAGES_AROUND)
+            features.append(to_values(batch, index - int(self._starts[block])))
         return features
 
     def numbers(self, name: str) -> np.ndarray:
         """The values of a feature that is a whole number, int64 (features,). Raises KeyError if there is no such feature."""
-        parts = [batch.column(name).to_numpy(zero_copy_only=False) for batch in self._batches]
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        return self._gathered(name, np.int64)
+
+    def _gathered(self, name: str, kind: type[np.signedinteger]) -> np.ndarray:
+        found = np.empty(len(self), dtype=kind)
+        for start, batch in zip(self._starts.tolist(), self._batches, strict=False):
+            column = batch.column(name)
+            found[start : start + batch.num_rows] = numpy_of(column)
+            note_read(column.nbytes)
+        return found
 
 
 def encode_table(
@@ -74,20 +85,45 @@ def encode_table(
     cache: bool,
     training: bool = False,
     progress: Progress | None = None,
+    num_workers: int = 1,
 ) -> FeatureStore:
     """Features of all rows of a table, from the cache where an entry with the same key is whole.
 
     processor_key: names the tokenizer (or image processor) and all its files. training: as `Task.encode` takes it.
-    Raises DataError if the cache cannot be written.
+    num_workers: processes that may help; the features do not depend on them.
+    Raises DataError if the cache cannot be written, and what `encoded_batches` raises.
     """
-    key = cache_key(table, task, processor_key, training=training)
-    encoded = _encoded(table, task, processor, training, progress)
+    encoded = partial(
+        encoded_batches,
+        table,
+        task,
+        processor,
+        processor_key=processor_key,
+        training=training,
+        progress=progress,
+        num_workers=num_workers,
+    )
     if not cache:
-        return FeatureStore(list(encoded), key=key, hit=False)
+        return FeatureStore(_collected(encoded()), key="", hit=False)
+    key = cache_key(table, task, processor_key, training=training)
     folder = cache_folder() / "tokens" / key
     if (batches := _read(folder)) is not None:
         return FeatureStore(batches, key=key, hit=True)
-    return FeatureStore(_write(folder, encoded), key=key, hit=False)
+    return FeatureStore(_write(folder, encoded()), key=key, hit=False)
+
+
+def _collected(encoded: Generator[pa.RecordBatch, None, None]) -> list[pa.RecordBatch]:
+    """All batches, kept for as long as they are in use."""
+    collected = Batches()
+    try:
+        for batch in encoded:
+            collected.add(batch)
+        return collected.finish()
+    except BaseException:
+        collected.discard()
+        raise
+    finally:
+        encoded.close()
 
 
 def cache_key(table: Table, task: Task, processor_key: str, *, training: bool = False) -> str:
@@ -106,9 +142,9 @@ def cache_key(table: Table, task: Task, processor_key: str, *, training: bool = 
 
 
 def _code_files(task: type) -> dict[str, str]:
-    """Source files of the task's classes, of the modules of its package's kin that they import, and of this module."""
-    files = {__name__: __file__}
-    waiting = [cls.__module__ for cls in task.__mro__]
+    """Source files of the task's classes and of this module, and of the modules of their package's kin that they import."""
+    files: dict[str, str] = {}
+    waiting = [__name__, *(cls.__module__ for cls in task.__mro__)]
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
@@ -121,6 +157,7 @@ def _code_files(task: type) -> dict[str, str]:
     return files
 
 
+@lru_cache
 def _version(name: str) -> str:
     try:
         return version(name)
@@ -128,63 +165,23 @@ def _version(name: str) -> str:
         return ""
 
 
-def encode_checked(
-    task: Task, rows: Sequence[Row], processor: Any, *, training: bool, place: Callable[[int], str]
-) -> list[Features]:
-    """`task.encode`, with DataError for rows that only encoding finds to be unfit (an image that is cut short), up to 20 at once.
-
-    place: where a row stands, by its index into `rows`.
-    """
-    try:
-        return task.encode(rows, processor, training=training)
-    except RowError:
-        problems = Problems()
-        for index, row in enumerate(rows):
-            try:
-                task.encode([row], processor, training=training)
-            except RowError as error:
-                problems.add(Problem(message=error.message, place=place(index), key=error.column, hint=error.hint))
-        problems.raise_if_any()
-        raise
-
-
-def _places(table: Table, start: int) -> Callable[[int], str]:
-    return lambda index: table.place(start + index)
-
-
-def _encoded(table: Table, task: Task, processor: Any, training: bool, progress: Progress | None) -> Iterator[pa.RecordBatch]:
-    for start in range(0, len(table), ROWS_PER_BATCH):
-        rows = table.rows(np.arange(start, min(start + ROWS_PER_BATCH, len(table))))
-        features = [
-            dict(feature) for feature in encode_checked(task, rows, processor, training=training, place=_places(table, start))
-        ]
-        if len(features) != len(rows) and not all("row" in feature for feature in features):
-            raise ValueError(f"{task.name}.encode gave {len(features)} features for {len(rows)} rows without saying `row`")
-        for index, feature in enumerate(features):
-            feature["example"] = start + feature.pop("row", index)
-        if features:
-            yield from_features(features)
-        if progress is not None:
-            progress(start + len(rows), len(table))
-
-
-def _write(folder: Path, batches: Iterator[pa.RecordBatch]) -> list[pa.RecordBatch]:
+def _write(folder: Path, encoded: Generator[pa.RecordBatch, None, None]) -> list[pa.RecordBatch]:
     """Writes an entry aside and renames it; the manifest is written last, so that an entry without one is not whole."""
     with explained_cache_errors(folder.parent, WAY_OUT):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-    writer = SegmentWriter(aside)
+        aside = Aside(folder.parent)
+    writer = SegmentWriter(aside.path)
     try:
-        for batch in batches:
+        for batch in encoded:
             with explained_cache_errors(folder.parent, WAY_OUT):
                 writer.write(batch)
         with explained_cache_errors(folder.parent, WAY_OUT):
-            _write_manifest(aside, writer.finish())
-            _replace(folder, aside)
+            _write_manifest(aside.path, writer.finish())
+            _replace(folder, aside.release())
             return _written(folder)
     finally:
+        encoded.close()
         writer.abandon()
-        shutil.rmtree(aside, ignore_errors=True)
+        aside.remove()
 
 
 def _write_manifest(folder: Path, digests: dict[str, str]) -> None:

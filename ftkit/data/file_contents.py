@@ -77,6 +77,8 @@ def _content(value: Any, row: int, name: str, table: Table, problems: Problems) 
 def _unreadable(path: str, reason: str, roots: Sequence[Path], place: str, name: str) -> Problem:
     shown = path if len(path) <= 120 else f"{path[:117]}..."
     if reason:
-        return Problem(message=f"the file {shown!r} cannot be read: {reason}", place=place, key=name)
+        hint = "Give the path of a file, or remove the row"
+        return Problem(message=f"the file {shown!r} cannot be read: {reason}", place=place, key=name, hint=hint)
     looked = " and ".join(str(root.absolute()) for root in roots)
-    return Problem(message=f"there is no file {shown!r}", place=place, key=name, hint=f"Looked in {looked}")
+    hint = "Nothing is fetched from the net: download it first" if "://" in path else f"Looked in {looked}"
+    return Problem(message=f"there is no file {shown!r}", place=place, key=name, hint=hint)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from ftkit.data.building import NO_ROWS_HINT
+from ftkit.data.progress import UNWATCHED, Meter, Watcher
 from ftkit.data.readers import columnar, conll, delimited, hub, json_file, jsonl, text
 from ftkit.data.readers.source_file import SourceFile
 from ftkit.data.table import Table
@@ -89,9 +93,12 @@ def read_sources(
     columns: Collection[str] | None = None,
     seed: int = 0,
     plain_text: str = "text",
+    watch: Watcher = UNWATCHED,
 ) -> list[Table]:
     """A table for each source. Raises DataError. Arguments: see `read_source`."""
-    return [read_source(spec, split=split, base=base, columns=columns, seed=seed, plain_text=plain_text) for spec in specs]
+    return [
+        read_source(spec, split=split, base=base, columns=columns, seed=seed, plain_text=plain_text, watch=watch) for spec in specs
+    ]
 
 
 def read_source(
@@ -102,12 +109,13 @@ def read_source(
     columns: Collection[str] | None = None,
     seed: int = 0,
     plain_text: str = "text",
+    watch: Watcher = UNWATCHED,
 ) -> Table:
     """The rows of one source.
 
     split: the split that hub data sets give unless the source names one. base: the recipe's folder, for relative paths.
     columns: names worth reading; None reads all. seed: of the draw of `path#500`.
-    plain_text: the format that .txt files have unless the source names one.
+    plain_text: the format that .txt files have unless the source names one. watch: is told how many rows are read.
     Raises DataError if anything is missing, damaged or not as `spec` says.
     """
     found = locate(spec, base)
@@ -118,9 +126,9 @@ def read_source(
         file = SourceFile(path=Path(), label=f"{found.hub_id} ({part})", columns=wanted, weight=spec.weight, split=part)
         table = hub.read(file, found.hub_id, spec)
     else:
-        table = Table.concatenate(
-            [_read_file(path, spec, wanted, spec.split or split, plain_text) for path in found.paths], defer_conflicts=True
-        )
+        meter = Meter(watch, [path.stat().st_size if path.is_file() else 0 for path in found.paths])
+        read = partial(_read_file, spec=spec, columns=wanted, split=spec.split or split, plain_text=plain_text, meter=meter)
+        table = Table.concatenate([read(path) for path in found.paths], defer_conflicts=True)
     return table if found.sample is None else _sample(table, found.sample, spec.path, seed)
 
 
@@ -202,6 +210,10 @@ def _missing(text: str, base: Path) -> DataError:
         return DataError(Problem(message=f"{text}: {reason}", hint="Install the package, or give a local path."))
     if glob.has_magic(text):
         return DataError(f"no file matches {text!r}", hint=f"Looked in {shown(Path.cwd())} and {shown(base)}.")
+    for path in (root / home_expanded(text) for root in (Path.cwd(), base)):
+        with suppress(OSError, ValueError):
+            message = f"is a link to {os.readlink(path)!r}, which leads nowhere"
+            return DataError(Problem(message=message, place=shown(path), hint="Restore that file, or give another path."))
     nearest = _nearest(Path(text), base)
     roots = dict.fromkeys(str((root / text).parent) for root in (Path.cwd(), base))
     hint = f"Did you mean {nearest!r}?" if nearest else f"Looked in {' and '.join(roots)}. Hub data sets: `hub:owner/name`."
@@ -216,7 +228,7 @@ def _nearest(path: Path, base: Path) -> str:
     return ""
 
 
-def _read_file(path: Path, spec: SourceSpec, columns: frozenset[str] | None, split: str, plain_text: str) -> Table:
+def _read_file(path: Path, *, spec: SourceSpec, columns: frozenset[str] | None, split: str, plain_text: str, meter: Meter) -> Table:
     kind = _format(path, spec)
     if kind == "text" and spec.format == "auto":
         kind = plain_text
@@ -230,7 +242,7 @@ def _read_file(path: Path, spec: SourceSpec, columns: frozenset[str] | None, spl
     if not path.is_dir() and not path.is_file():
         raise DataError(Problem(message="is no regular file", place=label, hint="Write it to a file first."))
     if path.is_file() and not path.stat().st_size:
-        raise DataError(Problem(message="the file is empty", place=label))
+        raise DataError(Problem(message="the file is empty", place=label, hint=NO_ROWS_HINT))
     file = SourceFile(
         path=path,
         label=label,
@@ -239,6 +251,7 @@ def _read_file(path: Path, spec: SourceSpec, columns: frozenset[str] | None, spl
         encoding=spec.encoding,
         delimiter=spec.delimiter or ("\t" if kind == "tsv" else None),
         split=split,
+        meter=meter,
     )
     try:
         return READERS[kind](file)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 
 from ftkit.data.building import table_from_rows
 from ftkit.data.columns import DataColumns, apply_columns, check_mapping, check_rows, find_columns, wanted_columns
+from ftkit.data.digests import Codes, KnownDigests, codes_of, digest_chunks, row_digests
 from ftkit.data.fractions import TRAIN, divide
 from ftkit.data.problems import Problems
+from ftkit.data.progress import UNWATCHED, CountedRows, Watcher
 from ftkit.data.sources import read_source, read_sources
 from ftkit.data.table import Table, canonical
 from ftkit.errors import DataError, Problem
@@ -41,6 +43,11 @@ class Splits:
             if (table := getattr(self, name)) is not None:
                 yield name, table
 
+    def fingerprints(self, watch: Watcher = UNWATCHED) -> dict[str, str]:
+        """`Table.fingerprint` of each split."""
+        watch.part("hashing rows")
+        return {name: table.fingerprint(watch) for name, table in self.items()}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
@@ -48,35 +55,47 @@ class _Loaded:
 
     table: Table
     columns: DataColumns
-    strata: list[Any] | None = None
-    groups: list[Any] | None = None
+    strata: Codes | None = None
+    groups: Codes | None = None
 
 
-def load_splits(spec: DataSpec, task: Task, base: Path) -> Splits:
+def load_splits(spec: DataSpec, task: Task, base: Path, watch: Watcher = UNWATCHED) -> Splits:
     """The splits that a recipe describes, every row checked, with the task's `learn` done on the training rows.
 
-    base: the recipe's folder, for relative paths. Raises DataError with up to 20 problems.
+    base: the recipe's folder, for relative paths. watch: is told how far it is. Raises DataError with up to 20 problems.
     """
     check_mapping(task, spec.columns)
     _refuse_two_origins(spec)
-    loaded = {TRAIN: _load(spec, task, base, TRAIN)}
-    loaded |= {name: _load(spec, task, base, name) for name in ("validation", "test") if getattr(spec, name)}
+    names = [TRAIN, *(name for name in ("validation", "test") if getattr(spec, name))]
+    loaded = {name: _load(spec, task, base, name, watch) for name in names}
     problems = Problems()
-    for part in loaded.values():
-        check_rows(part.table, task.check_row, part.columns, problems)
+    for name, part in loaded.items():
+        watch.part(f"checking {name}")
+        check_rows(part.table, task.check_row, part.columns, problems, watch)
     problems.raise_if_any()
     splits = Splits(train=loaded[TRAIN].table)
     for name, part in loaded.items():
         setattr(splits, name, part.table)
     if spec.split is not None:
-        _hold_back(splits, spec.split, loaded[TRAIN], task)
+        _hold_back(splits, spec.split, loaded[TRAIN], task, watch)
     # Held-back rows cannot be training rows: equal inputs stay together.
-    _handle_leaks(splits, [name for name in loaded if name != TRAIN], spec.leaks, task)
-    task.learn(splits.train)
+    _handle_leaks(splits, [name for name in loaded if name != TRAIN], spec.leaks, task, watch)
+    _learn(task, splits.train, watch)
     for name, table in splits.items():
-        check_rows(table, task.check_learned, loaded.get(name, loaded[TRAIN]).columns, problems)
+        watch.part(f"checking {name} again")
+        check_rows(table, task.check_learned, loaded.get(name, loaded[TRAIN]).columns, problems, watch)
     problems.raise_if_any()
     return splits
+
+
+def _learn(task: Task, rows: Table, watch: Watcher) -> None:
+    """`task.learn`, whose errors are told with the files that the training rows come from."""
+    watch.part("learning from train")
+    try:
+        task.learn(CountedRows(rows, watch))
+    except DataError as error:
+        place = " ... ".join(dict.fromkeys((rows.origin_label(0), rows.origin_label(-1))))
+        raise DataError([replace(problem, place=problem.place or place) for problem in error.problems]) from error
 
 
 def load_rows(
@@ -104,16 +123,11 @@ def load_rows(
     return table
 
 
-def input_digests(table: Table, task: Task) -> list[bytes]:
-    """A digest (16 bytes) of each row's input: all columns but targets and identifiers."""
+def input_columns(table: Table, task: Task) -> list[str]:
+    """The columns that make up a row's input: all but targets and identifiers."""
     declared = task.columns()
     names = [name for name in table.column_names if not declared[name].target and name not in IDENTIFIERS]
-    names = names or table.column_names
-    digests: list[bytes] = []
-    for columns in table.project({name: name for name in names}).chunks():
-        rows = zip(*(columns[name] for name in names), strict=True)
-        digests += [hashlib.blake2b(canonical(row), digest_size=16).digest() for row in rows]
-    return digests
+    return names or table.column_names
 
 
 def _refuse_two_origins(spec: DataSpec) -> None:
@@ -127,22 +141,26 @@ def _refuse_two_origins(spec: DataSpec) -> None:
         raise DataError(Problem(message=message, key="data.split", hint="Their sum must be below 1."))
 
 
-def _load(spec: DataSpec, task: Task, base: Path, name: str) -> _Loaded:
+def _load(spec: DataSpec, task: Task, base: Path, name: str, watch: Watcher) -> _Loaded:
     divided = spec.split if name == TRAIN and spec.split and (spec.split.validation or spec.split.test) else None
     stratify = divided.stratify if divided and divided.stratify not in ("auto", "none") else None
     group = divided.group if divided else None
     wanted = wanted_columns(task, spec.columns, (stratify, group))
     seed = spec.split.seed if spec.split else 0
-    raw = read_sources(getattr(spec, name), split=name, base=base, columns=wanted, seed=seed, plain_text=task.plain_text)
+    watch.part(f"reading {name}")
+    raw = read_sources(
+        getattr(spec, name), split=name, base=base, columns=wanted, seed=seed, plain_text=task.plain_text, watch=watch
+    )
     found = [find_columns(table, task, spec.columns) for table in raw]
     table = Table.concatenate([apply_columns(table, columns, task) for table, columns in zip(raw, found, strict=True)])
-    strata = None
+    strata = groups = None
     if divided is not None and divided.stratify == "auto":
         auto = task.stratify_column()
-        strata = table.column(auto) if auto in table.column_names else None
+        strata = _strata(table.values(auto), len(table)) if auto in table.column_names else None
     elif stratify:
-        strata = _extra(raw, stratify, "data.split.stratify", table)
-    groups = _extra(raw, group, "data.split.group", table) if group else None
+        strata = _strata(_extra(raw, stratify, "data.split.stratify", table), len(table))
+    if group:
+        groups = codes_of(map(_group_key, _extra(raw, group, "data.split.group", table)), len(table))
     return _Loaded(table=table, columns=_merged(found), strata=strata, groups=groups)
 
 
@@ -151,12 +169,12 @@ def _merged(found: list[dict[str, str | list[str]]]) -> DataColumns:
     return {name: source for columns in reversed(found) for name, source in columns.items()}
 
 
-def _extra(raw: list[Table], name: str, key: str, table: Table) -> list[Any]:
+def _extra(raw: list[Table], name: str, key: str, table: Table) -> Iterator[Any]:
     """Values of a column that divides the rows: a data column, or a column of the task."""
     if all(name in part.column_names for part in raw):
-        return [value for part in raw for value in part.column(name)]
+        return chain.from_iterable(part.values(name) for part in raw)
     if name in table.column_names:
-        return table.column(name)
+        return table.values(name)
     part = next(part for part in raw if name not in part.column_names)
     if name in part.conflicts:
         raise DataError(part.conflicts[name])
@@ -166,17 +184,13 @@ def _extra(raw: list[Table], name: str, key: str, table: Table) -> list[Any]:
     )
 
 
-def _hold_back(splits: Splits, spec: SplitSpec, loaded: _Loaded, task: Task) -> None:
+def _hold_back(splits: Splits, spec: SplitSpec, loaded: _Loaded, task: Task, watch: Watcher) -> None:
     shares = {name: share for name, share in (("test", spec.test), ("validation", spec.validation)) if share}
     if not shares:
         return
-    parts = divide(
-        input_digests(loaded.table, task),
-        shares,
-        seed=spec.seed,
-        strata=_hashable(loaded.strata),
-        groups=None if loaded.groups is None else [_group_key(value) for value in loaded.groups],
-    )
+    watch.part("dividing rows")
+    inputs = row_digests(loaded.table, input_columns(loaded.table, task), watch=watch)
+    parts = divide(inputs, shares, seed=spec.seed, strata=loaded.strata, groups=loaded.groups)
     for name, rows in parts.items():
         if not len(rows):
             share = f"a share of {shares[name]}" if name in shares else "what is left"
@@ -187,46 +201,58 @@ def _hold_back(splits: Splits, spec: SplitSpec, loaded: _Loaded, task: Task) -> 
         setattr(splits, name, loaded.table.select(rows))
 
 
-def _hashable(values: list[Any] | None) -> list[Hashable] | None:
+def _strata(values: Iterator[Any], count: int) -> Codes | None:
     """None (stratify on nothing) for list values: sets of labels have too many combinations to keep in proportion."""
-    return None if values is None or any(isinstance(value, list | dict) for value in values) else values
+    try:
+        return codes_of(values, count)
+    except TypeError:
+        return None
 
 
 def _group_key(value: Any) -> Hashable:
     return canonical(value) if isinstance(value, list | dict) else value
 
 
-def _handle_leaks(splits: Splits, names: list[str], mode: str, task: Task) -> None:
+def _handle_leaks(splits: Splits, names: list[str], mode: str, task: Task, watch: Watcher) -> None:
     """Compares the named splits, which came from sources of their own, with the training rows."""
-    held_out = [(name, table) for name, table in splits.items() if name in names]
+    held_out = {name: table for name, table in splits.items() if name in names}
     if mode == "off" or not held_out:
         return
-    trained: dict[bytes, int] = {}
-    train_digests = input_digests(splits.train, task)
-    for row, digest in enumerate(train_digests):
-        trained.setdefault(digest, row)
-    leaked: set[bytes] = set()
-    found: list[str] = []
-    for name, table in held_out:
-        digests = input_digests(table, task)
-        rows = [row for row, digest in enumerate(digests) if digest in trained]
-        if rows:
-            leaked.update(digests[row] for row in rows)
-            example = f"{table.place(rows[0])} = {splits.train.place(trained[digests[rows[0]]])}"
-            found.append(f"{len(rows)} of {len(table)} {name} rows are also training rows (e.g. {example})")
+    watch.part("comparing splits")
+    known = {name: KnownDigests(row_digests(table, input_columns(table, task), watch=watch)) for name, table in held_out.items()}
+    first = {name: np.full(len(digests), -1, dtype=np.int64) for name, digests in known.items()}
+    leaked = np.zeros(len(splits.train), dtype=bool)
+    start = 0
+    for chunk in digest_chunks(splits.train, input_columns(splits.train, task), watch=watch):
+        for name, digests in known.items():
+            numbers = digests.find(chunk)
+            rows = np.flatnonzero(numbers >= 0)
+            leaked[start + rows] = True
+            rows = rows[first[name][numbers[rows]] < 0][::-1]
+            # The last assignment counts: that of the first row.
+            first[name][numbers[rows]] = start + rows
+        start += len(chunk)
+    found = [_leak(splits, name, first[name][digests.group_of_row]) for name, digests in known.items() if first[name].max() >= 0]
     if mode == "error" and found:
         hint = "Remove them, or let `data.leaks: drop` leave them out of training."
         raise DataError([Problem(message=message, key="data.leaks", hint=hint) for message in found])
     splits.notes += found
     if mode == "drop" and found:
-        _drop(splits, train_digests, leaked)
+        _drop(splits, leaked)
 
 
-def _drop(splits: Splits, digests: list[bytes], leaked: set[bytes]) -> None:
-    kept = np.array([row for row, digest in enumerate(digests) if digest not in leaked], dtype=np.int64)
+def _leak(splits: Splits, name: str, found: np.ndarray) -> str:
+    """found: for each row of the split the first training row with its input, -1 where there is none (rows,)."""
+    table, rows = getattr(splits, name), np.flatnonzero(found >= 0)
+    example = f"{table.place(int(rows[0]))} = {splits.train.place(int(found[rows[0]]))}"
+    return f"{len(rows)} of {len(table)} {name} rows are also training rows (e.g. {example})"
+
+
+def _drop(splits: Splits, leaked: np.ndarray) -> None:
+    kept = np.flatnonzero(~leaked)
     if not len(kept):
         raise DataError(
             Problem(message="every training row is also an evaluation row; dropping them leaves none", key="data.leaks")
         )
-    splits.notes.append(f"{len(digests) - len(kept)} of {len(digests)} training rows were left out because of that")
+    splits.notes.append(f"{len(leaked) - len(kept)} of {len(leaked)} training rows were left out because of that")
     splits.train = splits.train.select(kept)

@@ -6,14 +6,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 
-from ftkit.data.arrays import int64_array
-from ftkit.data.kinds import NOTHING, is_json, kind_of_field, merged_kind, widen_whole_numbers
+from ftkit.data.arrays import int64_array, numpy_of
+from ftkit.data.arrow_files import PAGES_AROUND, note_read
+from ftkit.data.kinds import NOTHING, TEXT, is_json, kind_of_field, merged_kind, widen_whole_numbers
 from ftkit.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from ftkit.data.progress import Watcher
 
 POSITION = "\0position"
 """Hidden column: the line (from 1) of a row, or its index into `Origin.files`."""
@@ -72,8 +77,8 @@ class Table:
         return self.rows([index])[0]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for columns in self.chunks():
-            yield from _as_rows(columns)
+        for rows in self.row_chunks():
+            yield from rows
 
     def rows(self, indices: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """Rows by index, in the order asked for. Raises IndexError."""
@@ -84,13 +89,25 @@ class Table:
         for start in range(0, len(self), STEP):
             yield self._columns_at(np.arange(start, min(start + STEP, len(self))))
 
+    def row_chunks(self) -> Iterator[list[dict[str, Any]]]:
+        """All rows in order, a few thousand at a time."""
+        for columns in self.chunks():
+            yield _as_rows(columns)
+
+    def values(self, name: str) -> Iterator[Any]:
+        """The values of one column, one after the other."""
+        for columns in self.project({name: name}).chunks():
+            yield from columns[name]
+
     def column(self, name: str) -> list[Any]:
         """All values of one column."""
-        return [value for columns in self.project({name: name}).chunks() for value in columns[name]]
+        return list(self.values(name))
 
     def select(self, indices: np.ndarray) -> Table:
         """The rows with these indices, in this order; nothing is copied. Raises IndexError."""
         chosen = self._base_rows(self._checked(indices))
+        if self._starts[-1] < 2**31:
+            chosen = chosen.astype(np.int32)
         return self._like(self._batches, self.column_names, self._combined, chosen)
 
     def project(self, columns: Mapping[str, str | Sequence[str]]) -> Table:
@@ -148,14 +165,47 @@ class Table:
         rows = self._base_rows(np.arange(len(self)))
         return weights[np.searchsorted(self._origin_starts, rows, side="right") - 1]
 
-    def fingerprint(self) -> str:
-        """sha256 (hex) of column names and values in order; independent of the format that they were read from."""
+    def fingerprint(self, watch: Watcher | None = None) -> str:
+        """sha256 (hex) of column names and values in order; independent of the format that they were read from.
+
+        watch: its `progress` is told how many rows are done of how many.
+        """
         if self._fingerprint is None:
             digest = hashlib.sha256(canonical(self.column_names))
-            for columns in self.chunks():
+            for number, columns in enumerate(self.chunks(), start=1):
                 digest.update(canonical([columns[name] for name in self.column_names]))
+                if watch is not None:
+                    watch.progress(min(number * STEP, len(self)), len(self))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def packed(self, start: int, stop: int) -> tuple[dict[str, Any], list[pa.RecordBatch]]:
+        """The rows from `start` to `stop` for another process: what `unpacked` takes there, as JSON and record batches."""
+        rows = self._base_rows(np.arange(start, stop))
+        blocks = np.searchsorted(self._starts, rows, side="right") - 1
+        needed = [part for name in self.column_names for part in _parts(name, self._combined.get(name))]
+        batches = [
+            _taken(self._batches[blocks[group[0]]], rows[group] - self._starts[blocks[group[0]]], needed)
+            for group in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(blocks)) + 1)
+        ]
+        return {"names": self.column_names, "combined": self._combined, "label": self.origin_label(start)}, batches
+
+    def text_bytes(self, start: int, stop: int) -> np.ndarray:
+        """Bytes of UTF-8 in the texts of each row from `start` to `stop`: int64 (stop - start,)."""
+        found = [np.zeros(0, np.int64)]
+        for batch in self.packed(start, stop)[1]:
+            sizes = np.zeros(batch.num_rows, np.int64)
+            for field, column in zip(batch.schema, batch.columns, strict=True):
+                if kind_of_field(field) == TEXT and not pa.types.is_dictionary(field.type):
+                    sizes += numpy_of(pa.compute.binary_length(column).fill_null(0))
+            found.append(sizes)
+        return np.concatenate(found)
+
+    @classmethod
+    def unpacked(cls, facts: Mapping[str, Any], batches: Sequence[pa.RecordBatch]) -> Table:
+        """The rows that `packed` gave. Where they stood is not known any more."""
+        origin = Origin(label=facts["label"])
+        return cls(batches, [(origin, sum(batch.num_rows for batch in batches))], facts["names"], combined=facts["combined"])
 
     @classmethod
     def concatenate(cls, tables: Sequence[Table], *, defer_conflicts: bool = False) -> Table:
@@ -207,12 +257,15 @@ class Table:
 
     def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         rows = np.asarray(indices, dtype=np.int64)
-        if rows.size and (rows.min() < -len(self) or rows.max() >= len(self)):
+        if not rows.size:
+            return rows
+        smallest = rows.min()
+        if smallest < -len(self) or rows.max() >= len(self):
             raise IndexError(f"row index out of range for {len(self)} rows")
-        return np.where(rows < 0, rows + len(self), rows)
+        return rows if smallest >= 0 else np.where(rows < 0, rows + len(self), rows)
 
     def _base_rows(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self._indices is None else self._indices[rows]
+        return rows if self._indices is None else self._indices[rows].astype(np.int64)
 
     def _columns_at(self, rows: np.ndarray) -> dict[str, list[Any]]:
         rows = self._base_rows(rows)
@@ -270,29 +323,42 @@ def _as_rows(columns: dict[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _decoded(batch: pa.RecordBatch, rows: np.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
-    first, count = int(rows[0]), len(rows)
+def _taken(batch: pa.RecordBatch, rows: np.ndarray, names: Sequence[str]) -> pa.RecordBatch:
+    """These rows of a batch, with those of the columns that it has."""
+    fields = [field for field in batch.schema if field.name in names]
     contiguous = bool(np.all(np.diff(rows) == 1))
-    taken = None if contiguous else int64_array(rows)
+    note_read(min(batch.nbytes, len(fields) * len(rows) * PAGES_AROUND))
+    chosen = batch.slice(int(rows[0]), len(rows)) if contiguous else batch
+    if not fields:
+        return _rows_only(len(rows))
+    columns = [chosen.column(field.name) for field in fields]
+    if not contiguous:
+        columns = [column.take(int64_array(rows)) for column in columns]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _decoded(batch: pa.RecordBatch, rows: np.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
+    taken = _taken(batch, rows, names)
     values: dict[str, list[Any]] = {}
     for name in names:
-        index = batch.schema.get_field_index(name)
-        if index < 0:
-            values[name] = [None] * count
-            continue
-        column = batch.column(index)
-        items = (column.slice(first, count) if taken is None else column.take(taken)).to_pylist()
-        if is_json(batch.schema.field(index)):
+        index = taken.schema.get_field_index(name)
+        items = [None] * len(rows) if index < 0 else taken.column(index).to_pylist()
+        if index >= 0 and is_json(taken.schema.field(index)):
             items = [None if item is None else json.loads(item) for item in items]
         values[name] = items
     return values
 
 
+def _rows_only(count: int) -> pa.RecordBatch:
+    """A batch without columns would have no length."""
+    return pa.RecordBatch.from_arrays([pa.nulls(count)], names=["\0empty"])
+
+
 def _renamed(batch: pa.RecordBatch, parts: Mapping[str, str]) -> pa.RecordBatch:
     chosen = {new: batch.schema.get_field_index(old) for new, old in {**parts, POSITION: POSITION}.items()}
     chosen = {new: index for new, index in chosen.items() if index >= 0}
-    if not chosen:  # a batch without columns has no length
-        return pa.RecordBatch.from_arrays([pa.nulls(batch.num_rows)], names=["\0empty"])
+    if not chosen:
+        return _rows_only(batch.num_rows)
     fields = [batch.schema.field(index).with_name(new) for new, index in chosen.items()]
     return pa.RecordBatch.from_arrays([batch.column(index) for index in chosen.values()], schema=pa.schema(fields))
 

@@ -85,6 +85,26 @@ def test_progress_counts_rows() -> None:
     assert seen == [(1000, 2500), (2000, 2500), (2500, 2500)]
 
 
+def test_chunks_hold_no_more_text_than_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftkit.data.encoding.BYTES_AT_A_TIME", 100)
+    texts = ["a" * size for size in (40, 60, 1, 99, 500, 3, 3)] + ["ü" * 30, "a" * 41]
+    rows = [{"text": text, "note": None if number % 2 else "", "label": ""} for number, text in enumerate(texts)]
+    table, seen = table_from_rows([*rows, *rows], "input"), []
+    for chosen in (table, table.select(np.array([0, 1, 10]))):
+        ends: list[int] = []
+        store = encode_table(
+            chosen.project({"text": "text", "note": "note"}),
+            task(),
+            None,
+            processor_key="p",
+            cache=False,
+            progress=lambda done, total, seen=ends: seen.append(done),
+        )
+        assert len(store) == len(chosen)
+        seen.append(ends)
+    assert seen == [[2, 4, 5, 8, 10, 11, 13, 14, 17, 18], [2, 3]]
+
+
 def other_state() -> FeatureStore:
     made = task()
     made.labels = ["b", "a"]
@@ -136,7 +156,7 @@ def test_changed_code_misses(module: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_changed_library_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     encode()
-    monkeypatch.setattr(features, "version", lambda name: "9.9" if name == "tokenizers" else "1.0")
+    monkeypatch.setattr(features, "_version", lambda name: "9.9" if name == "tokenizers" else "1.0")
     assert not encode().hit
 
 
@@ -209,6 +229,53 @@ def test_a_failure_while_encoding_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="an image cannot be opened"):
         encode(made=made)
     assert list((Path(os.environ["FTKIT_CACHE"]) / "tokens").iterdir()) == []
+
+
+FULL = """
+import resource, sys
+from tests.data.test_features import encode
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+from ftkit.errors import DataError
+try:
+    encode(cache=sys.argv[2] == "cached")
+except DataError as error:
+    print(error.exit_code, error)
+"""
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(0, "cached"), (3000, "cached"), (40_000, "cached"), (3000, "spilled")])
+def test_a_full_disk_ends_in_one_message_and_leaves_nothing(limit: int, kind: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    code = FULL if kind == "cached" else f"from ftkit.data import spilling\nspilling.SPILL_BYTES = 1000\n{FULL}"
+    command = [sys.executable, "-c", code, str(limit), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    folder = Path(os.environ["FTKIT_CACHE"]) / ("tokens" if kind == "cached" else "tables")
+    assert done.stdout.startswith(f"2 cannot write to the cache folder {folder}: File too large. Free some space"), done.stderr
+    assert done.stderr == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_two_processes_at_once_both_get_the_whole_entry() -> None:
+    code = """
+import time
+from ftkit.data import encoding
+from tests.data.test_features import encode
+whole = encoding.encode_chunk
+encoding.encode_chunk = lambda *given, **more: (time.sleep(0.2), whole(*given, **more))[1]
+store = encode()
+print(store.key, len(store), store.take([2499])[0]["length"])
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    ended = [process.communicate() for process in started]
+    assert len({out for out, _ in ended}) == 1, ended
+    assert ended[0][0].split()[1] == "2500"
+    assert [entry.name for entry in (Path(os.environ["FTKIT_CACHE"]) / "tokens").iterdir()] == [ended[0][0].split()[0]]
+    assert encode().hit
 
 
 def test_a_cache_that_cannot_be_written_is_explained() -> None:

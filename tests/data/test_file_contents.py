@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ftkit.data import building
+from ftkit.data import spilling
 from ftkit.data.file_contents import load_contents
 from ftkit.data.sources import read_source
 from ftkit.data.table import Table
@@ -102,7 +102,7 @@ def test_images_of_data_sets_that_hold_only_a_path(folder: Path) -> None:
 def test_more_than_memory_should_hold_goes_to_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(folder, [f"pictures/{number % 4}.png" for number in range(50)])
     expected = list(read(source))
-    monkeypatch.setattr(building, "SPILL_BYTES", 10)
+    monkeypatch.setattr(spilling, "SPILL_BYTES", 10)
     assert list(read(source)) == expected
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit.data.fractions import divide
+from ftkit.data import fractions
+from ftkit.data.digests import codes_of, from_bytes
+
+from . import reference_fractions
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 60), st.sampled_from("abc"), st.sampled_from([None, 1, 2, 3, 4])), min_size=1, max_size=120
@@ -16,6 +20,35 @@ SHARES = st.tuples(st.sampled_from([0.0, 0.05, 0.1, 0.25, 0.4]), st.sampled_from
 
 def digest(value: object) -> bytes:
     return hashlib.blake2b(repr(value).encode(), digest_size=16).digest()
+
+
+def divide(
+    inputs: Sequence[bytes],
+    shares: Mapping[str, float],
+    *,
+    seed: int,
+    strata: Sequence | None = None,
+    groups: Sequence | None = None,
+) -> dict[str, np.ndarray]:
+    """`fractions.divide` of plain values."""
+    codes = [None if values is None else codes_of(values, len(values)) for values in (strata, groups)]
+    return fractions.divide(from_bytes(b"".join(inputs)), shares, seed=seed, strata=codes[0], groups=codes[1])
+
+
+@given(ROWS, SHARES, st.integers(0, 5), st.booleans(), st.booleans())
+def test_it_computes_what_the_plain_version_computes(
+    rows: list[tuple[int, str, int | None]], shares: tuple[float, float], seed: int, stratified: bool, grouped: bool
+) -> None:
+    inputs = [digest(row[0]) for row in rows]
+    given_: dict = {
+        "seed": seed,
+        "strata": [row[1] for row in rows] if stratified else None,
+        "groups": [row[2] for row in rows] if grouped else None,
+    }
+    wanted = {"test": shares[0], "validation": shares[1]}
+    found, expected = divide(inputs, wanted, **given_), reference_fractions.divide(inputs, wanted, **given_)
+    assert {name: part.tolist() for name, part in found.items()} == {name: part.tolist() for name, part in expected.items()}
+    assert all(part.dtype == np.int64 for part in found.values())
 
 
 @given(ROWS, SHARES, st.integers(0, 5), st.booleans(), st.booleans())

@@ -138,8 +138,8 @@ def test_what_is_not_squad(articles: list[Any], message: str) -> None:
 
 def test_all_problems_come_at_once() -> None:
     message = failure(write({"data": [{"paragraphs": [number]} for number in range(25)]}))
-    assert message.count("is not an object") == 20
-    assert "and 5 more" in message
+    assert message.count("is not an object") == 3
+    assert "and 22 more" in message
 
 
 def test_broken_json_has_its_place() -> None:

@@ -13,9 +13,12 @@ from ftkit.data.arrow_files import plain_types
 from ftkit.data.arrow_files import read_batches as read_ipc
 from ftkit.data.building import TableBuilder
 from ftkit.data.problems import shorten
+from ftkit.data.readers.disguises import LONGEST, disguised
 from ftkit.data.readers.source_file import SourceFile
 from ftkit.data.table import Origin, Table
 from ftkit.errors import DataError, Problem
+
+WRITE_AGAIN = "Copy or write it again."
 
 
 def read_parquet(file: SourceFile) -> Table:
@@ -27,6 +30,8 @@ def read_parquet(file: SourceFile) -> Table:
             schema = parquet.schema_arrow
             names = builder.note_columns(schema.names)
             _refuse_doubled_columns(file, schema.names)
+            if file.meter is not None:
+                file.meter.opened(lambda: builder.rows / max(1, parquet.metadata.num_rows))
             for batch in parquet.iter_batches(batch_size=8192, columns=names):
                 batch.validate(full=True)
                 builder.add_batch(with_class_names(plain_types(batch), schema.metadata))
@@ -40,7 +45,7 @@ def read_arrow(file: SourceFile) -> Table:
     if file.path.is_dir():
         folder = _split_folder(file)
         try:
-            names = [str(entry["filename"]) for entry in _read_json(folder / "state.json")["_data_files"]]
+            names = [str(entry["filename"]) for entry in _read_json(file, folder / "state.json")["_data_files"]]
         except (KeyError, TypeError) as error:
             raise _damaged(file, "save_to_disk", ValueError("state.json names no data files")) from error
         paths = [folder / Path(name).name for name in names]
@@ -100,7 +105,7 @@ def with_class_names(batch: pa.RecordBatch, metadata: Mapping[bytes, bytes] | No
 def _split_folder(file: SourceFile) -> Path:
     if not (file.path / "dataset_dict.json").is_file():
         return file.path
-    content = _read_json(file.path / "dataset_dict.json")
+    content = _read_json(file, file.path / "dataset_dict.json")
     splits = content.get("splits") if isinstance(content, dict) else None
     if not isinstance(splits, list) or not all(isinstance(name, str) for name in splits):
         raise _damaged(file, "save_to_disk", ValueError("dataset_dict.json names no splits"))
@@ -110,11 +115,13 @@ def _split_folder(file: SourceFile) -> Path:
     return file.path / file.split
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(file: SourceFile, path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(Problem(message=f"cannot be read: {error}", place=str(path))) from error
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        place = f"{file.label}/{path.relative_to(file.path)}"
+        raise DataError(Problem(message=f"cannot be read: {reason}", place=place, hint=WRITE_AGAIN)) from error
 
 
 def _refuse_doubled_columns(file: SourceFile, names: Sequence[str]) -> None:
@@ -126,8 +133,13 @@ def _refuse_doubled_columns(file: SourceFile, names: Sequence[str]) -> None:
 
 
 def _damaged(file: SourceFile, kind: str, error: Exception) -> DataError:
+    if file.path.is_file():
+        with open(file.path, "rb") as stream:
+            problem = disguised(stream.read(LONGEST), file.label)
+        if problem is not None and kind not in problem.message:
+            return DataError(problem)
     reason = shorten(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
-    return DataError(Problem(message=f"not a whole {kind} file: {reason}", place=file.label, hint="Copy or write it again."))
+    return DataError(Problem(message=f"not a whole {kind} file: {reason}", place=file.label, hint=WRITE_AGAIN))
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 
 from ftkit.data.problems import Problems, shorten
-from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, text_lines
+from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, row_lines
 from ftkit.data.table import Table
 from ftkit.errors import Problem
 
@@ -64,7 +64,7 @@ def _sentences(file: SourceFile, problems: Problems) -> Iterator[tuple[int, Sent
     """The first line and the words of each sentence; lines that do not fit are noted and left out."""
     words: Sentence = []
     first = width = width_line = 0
-    for number, line in text_lines(file):
+    for number, line in row_lines(file):
         fields = _fields(line, file.delimiter)
         if not any(fields) or fields[0].startswith(DOCUMENT_MARK):
             if words:

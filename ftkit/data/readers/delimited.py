@@ -7,12 +7,16 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 
+from ftkit.data.building import NO_ROWS_HINT
 from ftkit.data.problems import Problems, shorten
-from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, text_lines
+from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, row_lines
 from ftkit.data.table import Table
 from ftkit.errors import DataError, Problem
 
 Record = tuple[int, list[str]]
+
+SHOWN_NAMES = 8
+"""Columns of the header that messages list."""
 
 
 def read(file: SourceFile) -> Table:
@@ -21,7 +25,7 @@ def read(file: SourceFile) -> Table:
     header = next(records, None)
     problems = Problems()
     if header is None:
-        raise DataError(Problem(message="holds no rows", place=file.label))
+        raise DataError(Problem(message="holds no rows", place=file.label, hint=NO_ROWS_HINT))
     names = header[1]
     _check_header(file, names)
     with file.builder("line") as builder:
@@ -38,22 +42,33 @@ def read(file: SourceFile) -> Table:
 def _records(file: SourceFile) -> Iterator[Record]:
     # The csv module's limit of 131072 characters a field is there to catch unbalanced quotes; strict=True does so too.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader((line for _, line in text_lines(file)), delimiter=file.delimiter or ",", strict=True)
+    latest = ""
+
+    def lines() -> Iterator[str]:
+        nonlocal latest
+        for _, text in row_lines(file):
+            latest = latest or text.rstrip("\r\n")
+            yield text
+
+    reader = csv.reader(lines(), delimiter=file.delimiter or ",", strict=True)
     line = 1
     try:
         for fields in reader:
             if fields:
                 yield line, fields
-            line = reader.line_num + 1
+            line, latest = reader.line_num + 1, ""
     except csv.Error as error:
         hint = 'Inside a quoted field, write a quote character twice: "".'
-        raise DataError(Problem(message=f"not valid csv: {error}", place=f"{file.label}, line {line}", hint=hint)) from error
+        message = f"not valid csv: {error} ({shorten(latest, 40)})"
+        raise DataError(Problem(message=message, place=f"{file.label}, line {line}", hint=hint)) from error
 
 
 def _check_header(file: SourceFile, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         message = f"the header names {', '.join(map(repr, twice))} more than once"
+        if twice == [""]:
+            message = f"the header leaves {names.count('')} of {len(names)} columns without a name"
         raise DataError(Problem(message=message, place=f"{file.label}, line 1", hint="The first line must name the columns."))
 
 
@@ -61,7 +76,8 @@ def _fits(file: SourceFile, record: Record, names: list[str], problems: Problems
     line, fields = record
     if len(fields) == len(names):
         return True
-    message = f"{len(fields)} fields ({shorten(fields[0], 30)} ...), but the header has {len(names)}"
+    listed = ", ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
+    message = f"{len(fields)} fields ({shorten(fields[0], 30)} ...), but the header has {len(names)}: {listed}"
     hint = "A field that contains the delimiter or a line break must be quoted."
     problems.add(Problem(message=message, place=f"{file.label}, line {line}", hint=hint))
     return False

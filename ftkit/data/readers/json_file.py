@@ -8,14 +8,13 @@ from itertools import chain
 from typing import Any
 
 from ftkit.data.problems import shorten
-from ftkit.data.readers import squad
+from ftkit.data.readers import json_syntax, squad
 from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, text_lines
 from ftkit.data.table import Table
 from ftkit.errors import DataError, Problem
 
 LIST_KEY = "data"
 
-_DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
 
 
@@ -63,46 +62,56 @@ class _Text:
             if not self._fill():
                 return ""
 
+    def ahead(self, count: int) -> str:
+        """The next characters of the line, at most `count`."""
+        return self._text[self._at : self._at + count].split("\n", 1)[0]
+
     def skip(self, expected: str) -> None:
         """Consumes one of the expected characters."""
         found = self.peek()
         if not found or found not in expected:
             names = " or ".join(f"`{character}`" for character in expected)
-            raise self.error(f"expected {names}, found {f'`{found}`' if found else 'the end of the file'}", self._at)
+            message = f"invalid JSON: expected {names}, found {f'`{found}`' if found else 'the end of the file'}"
+            raise self.error(message, "Correct it, or write the file with a JSON library." if found else "Is the file whole?")
         self._at += 1
 
     def end(self) -> None:
         """Raises DataError if anything but white space is left."""
         if found := self.peek():
-            raise self.error(f"expected the end of the file, found `{found}`", self._at)
+            hint = "If each line is an object of its own, set `format: jsonl`."
+            raise self.error(f"invalid JSON: expected the end of the file, found `{found}`", hint)
 
     def value(self) -> tuple[Any, int]:
         """Consumes one JSON value; also gives its length in characters."""
         self.peek()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = json_syntax.DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._fill():
                     continue
-                raise self.error(error.msg, error.pos) from error
+                problem = json_syntax.reason(self._text, error), json_syntax.way_out(self._text, error)
+                raise self.error(*problem, at=error.pos) from error
+            except json_syntax.DuplicateKeyError as error:
+                raise self.error(error.message, error.hint, key=error.key) from error
             except RecursionError as error:
-                raise self.error("nested too deeply", self._at) from error
+                raise self.error("invalid JSON: nested too deeply", "Write the rows flatter.") from error
             except ValueError as error:
                 # Python converts no whole number of thousands of digits.
-                raise self.error("a number is too long", self._at) from error
+                raise self.error("invalid JSON: a number is too long", "Write it as text.") from error
             # A number that touches the end of the buffer may go on in the next piece.
             if end == len(self._text) and self._fill():
                 continue
             length, self._at = end - self._at, end
             return value, length
 
-    def error(self, message: str, at: int) -> DataError:
-        """A DataError at an offset of the buffer."""
+    def error(self, message: str, hint: str, *, at: int | None = None, key: str = "") -> DataError:
+        """A DataError at an offset of the buffer, where nothing is said at what is to be read next."""
+        at = self._at if at is None else at
         before = self._text[:at]
         lines = before.count("\n")
         column = at - before.rfind("\n") if lines else self._column + at
-        return DataError(Problem(message=f"invalid JSON: {message}", place=f"{self.label}:{self._line + lines}:{column}"))
+        return DataError(Problem(message=message, place=f"{self.label}:{self._line + lines}:{column}", key=key, hint=hint))
 
     def _fill(self) -> bool:
         # Twice what is left: a value that needs many pieces costs a constant number of parses of its length.
@@ -142,7 +151,10 @@ def _objects(text: _Text) -> Iterator[tuple[dict[str, Any], int]]:
     elif start == "{":
         yield from _under_data(text)
     elif start:
-        raise DataError(Problem(message="neither a list of objects nor an object with such a list under `data`", place=text.label))
+        found = shorten(text.ahead(20))
+        message = f"neither a list of objects nor an object with such a list under `data`: it begins with {found}"
+        hint = "Write the rows as `[{...}, {...}]`, or say what `format` the file has."
+        raise DataError(Problem(message=message, place=text.label, hint=hint))
     text.end()
 
 
@@ -164,7 +176,7 @@ def _under_data(text: _Text) -> Iterator[tuple[dict[str, Any], int]]:
             text.value()
     text.skip("}")
     if not found:
-        hint = "If each line is an object of its own, set `format: jsonl`."
+        hint = "Write the rows as `[{...}, {...}]`; if each line is an object of its own, set `format: jsonl`."
         message = f"has no list under `{LIST_KEY}`; its keys are: {', '.join(keys) or 'none'}"
         raise DataError(Problem(message=message, place=text.label, hint=hint))
 
@@ -179,6 +191,7 @@ def _elements(text: _Text) -> Iterator[tuple[dict[str, Any], int]]:
         value, length = text.value()
         if not isinstance(value, dict):
             message = f"{shorten(value)} is not an object; each element of the list is one"
-            raise DataError(Problem(message=message, place=f"{text.label}, row {count}"))
+            hint = 'Write it as {"column": value, ...}.'
+            raise DataError(Problem(message=message, place=f"{text.label}, row {count}", hint=hint))
         yield value, length
     text.skip("]")

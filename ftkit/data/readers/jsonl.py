@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from ftkit.data.problems import Problems, shorten
-from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, text_lines
+from ftkit.data.readers import json_syntax
+from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, row_lines
 from ftkit.data.table import Table
 from ftkit.errors import Problem
 
@@ -18,7 +19,7 @@ def read(file: SourceFile) -> Table:
     positions: list[int] = []
     size = 0
     with file.builder("line") as builder:
-        for number, line in text_lines(file):
+        for number, line in row_lines(file):
             if not line.strip():
                 continue
             row = _parsed(file, number, line, problems)
@@ -37,18 +38,28 @@ def read(file: SourceFile) -> Table:
 
 
 def _parsed(file: SourceFile, number: int, line: str, problems: Problems) -> dict[str, Any] | None:
+    text = line.rstrip("\r\n")
     try:
-        row = json.loads(line.rstrip("\r\n"))
+        row = json_syntax.DECODER.decode(text)
+    except json_syntax.DuplicateKeyError as error:
+        problems.add(Problem(message=error.message, place=f"{file.label}, line {number}", key=error.key, hint=error.hint))
+        return None
+    except json.JSONDecodeError as error:
+        hint = _hint(line, number) or json_syntax.way_out(text, error)
+        place = f"{file.label}:{number}:{error.colno}"
+        problems.add(Problem(message=json_syntax.reason(text, error), place=place, hint=hint))
+        return None
     except (ValueError, RecursionError) as error:
         # Besides bad syntax, a ValueError is a whole number of thousands of digits.
-        column = error.colno if isinstance(error, json.JSONDecodeError) else 1
-        reason = getattr(error, "msg", "nested too deeply" if isinstance(error, RecursionError) else "a number is too long")
-        problems.add(Problem(message=f"invalid JSON: {reason}", place=f"{file.label}:{number}:{column}", hint=_hint(line, number)))
+        what = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        hint = _hint(line, number) or "Correct or remove the line."
+        problems.add(Problem(message=f"invalid JSON: {what}", place=f"{file.label}:{number}:1", hint=hint))
         return None
     if isinstance(row, dict):
         return row
     message = f"{shorten(row)} is not an object; each line of a JSON Lines file is one"
-    problems.add(Problem(message=message, place=f"{file.label}, line {number}", hint=_hint(line, number)))
+    hint = _hint(line, number) or 'Write it as {"column": value, ...}.'
+    problems.add(Problem(message=message, place=f"{file.label}, line {number}", hint=hint))
     return None
 
 

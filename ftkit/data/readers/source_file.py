@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ftkit.data.building import TableBuilder
+from ftkit.data.problems import shorten
+from ftkit.data.progress import Meter
+from ftkit.data.readers.disguises import LONGEST, disguised
 from ftkit.data.table import Origin
 from ftkit.errors import DataError, Problem
 
@@ -25,6 +28,7 @@ class SourceFile:
     """What a reader needs to know.
 
     label: how messages name the file. columns: names worth reading, None for all. split: part of a data set with named splits.
+    meter: is told how far reading is.
     """
 
     path: Path
@@ -34,17 +38,20 @@ class SourceFile:
     encoding: str = "utf-8"
     delimiter: str | None = None
     split: str = "train"
+    meter: Meter | None = None
 
     def builder(self, unit: str) -> TableBuilder:
         """A table builder whose places are lines or rows of this file."""
-        return TableBuilder(Origin(label=self.label, unit="line" if unit == "line" else "row", weight=self.weight), self.columns)
+        origin = Origin(label=self.label, unit="line" if unit == "line" else "row", weight=self.weight)
+        return TableBuilder(origin, self.columns, self.meter)
 
 
 def open_bytes(file: SourceFile) -> BinaryIO:
     """The file's bytes, decompressed if its name ends in .gz."""
-    if file.path.suffix == ".gz":
-        return gzip.open(file.path, "rb")  # type: ignore[return-value]
-    return open(file.path, "rb")
+    stream: BinaryIO = gzip.open(file.path, "rb") if file.path.suffix == ".gz" else open(file.path, "rb")  # type: ignore[assignment]
+    if file.meter is not None:
+        file.meter.opened_stream(stream)
+    return stream
 
 
 def text_lines(file: SourceFile) -> Iterator[tuple[int, str]]:
@@ -61,7 +68,18 @@ def text_lines(file: SourceFile) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(stream, start=1):
                 yield number, decode(line, encodings, file.label, number)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(Problem(message=f"not a whole gzip file: {error}", place=file.label)) from error
+        plain = str(error).startswith("Not a gzipped file")
+        hint = "Take .gz off its name, or compress it." if plain else "Copy or write it again."
+        raise DataError(Problem(message=f"not a whole gzip file: {error}", place=file.label, hint=hint)) from error
+
+
+def row_lines(file: SourceFile) -> Iterator[tuple[int, str]]:
+    """`text_lines` of formats with a row a line. Raises DataError also where old Mac line ends make one line of the whole file."""
+    for number, line in text_lines(file):
+        if number == 1 and not line.endswith("\n") and "\r" in line.rstrip("\r"):
+            message = f"is one single line, with the line ends of old Macs: {shorten(line, 40)}"
+            raise DataError(Problem(message=message, place=f"{file.label}, line 1", hint="Write it with \\n between the lines."))
+        yield number, line
 
 
 def known_encodings(names: str) -> tuple[str, ...]:
@@ -73,13 +91,21 @@ def known_encodings(names: str) -> tuple[str, ...]:
 
 
 def decode(data: bytes, encodings: Sequence[str], label: str, line: int = 1) -> str:
-    """Text of bytes that start at a line; a byte order mark at the start of a file is dropped. Raises DataError."""
+    """Text of bytes that start at a line; a byte order mark at the start of a file is dropped.
+
+    Raises DataError for bytes that fit none of the encodings, for files of another kind, and for zero bytes, which no text has.
+    """
+    if line == 1 and (problem := disguised(data[:LONGEST], label)):
+        raise DataError(problem)
     for encoding in encodings:
         try:
             text = data.decode(encoding)
-            return text.removeprefix("\ufeff") if line == 1 else text
         except UnicodeDecodeError as failure:
             error = failure
+            continue
+        if "\0" in text:
+            raise _with_zeros(data, label, line)
+        return text.removeprefix("\ufeff") if line == 1 else text
     raise _undecodable(data, error, label, line) from error
 
 
@@ -101,7 +127,8 @@ def _wide_lines(file: SourceFile, stream: BinaryIO, encoding: str) -> Iterator[t
                 yield number, line.removeprefix("\ufeff") if number == 1 else line
     except UnicodeError as error:
         message = f"not valid {encoding}: {getattr(error, 'reason', error)}"
-        raise DataError(Problem(message=message, place=f"{file.label}, after line {number}", key="encoding")) from error
+        hint = "Is the file whole, and in this encoding? Without `encoding` it is read as utf-8."
+        raise DataError(Problem(message=message, place=f"{file.label}, after line {number}", key="encoding", hint=hint)) from error
 
 
 def _undecodable(data: bytes, error: UnicodeDecodeError, label: str, line: int) -> DataError:
@@ -114,6 +141,21 @@ def _undecodable(data: bytes, error: UnicodeDecodeError, label: str, line: int) 
     lines_before = before.count(b"\n")
     place = f"{label}, line {line + lines_before}"
     return DataError(Problem(message=message, place=place, key="encoding", hint=hint))
+
+
+def _with_zeros(data: bytes, label: str, line: int) -> DataError:
+    """Every other byte of plain text in UTF-16 is zero; elsewhere zero bytes are what a crash or a copy that broke off leaves."""
+    at = max(0, data.find(0))
+    line += data[:at].count(b"\n")
+    column = at - data[:at].rfind(b"\n")
+    message = f"byte 0x00 (byte {column} of the line) is no text"
+    wide = {(False, True): "utf-16-le", (True, False): "utf-16-be"}.get((not data[0], not data[1])) if len(data) > 1 else None
+    if line == 1 and wide:
+        hint = f"The file looks like UTF-16. Try `encoding: {wide}` for this source."
+        return DataError(Problem(message=message, place=f"{label}, line 1", key="encoding", hint=hint))
+    return DataError(
+        Problem(message=message, place=f"{label}, line {line}", hint="Take the zero bytes out, or write the file again.")
+    )
 
 
 def _likely(data: bytes) -> str:

@@ -16,6 +16,13 @@ from ftkit.errors import Problem
 
 PARAGRAPHS = "paragraphs"
 
+HINTS = {
+    PARAGRAPHS: "An article is {title, paragraphs: [{context, qas}]}; rows with question and context need no `format: squad`.",
+    "context": "A paragraph is {context, qas: [{question, answers}]}.",
+    "qas": "A paragraph is {context, qas: [{question, answers}]}.",
+    "answers": "Answers are [{text, answer_start}], an empty list where there is none.",
+}
+
 
 def is_article(value: dict[str, Any]) -> bool:
     """Whether an element of `data` is an article of paragraphs and not a row."""
@@ -49,7 +56,7 @@ def _questions(article: dict[str, Any], place: str, problems: Problems) -> Itera
     for at, paragraph in _objects(article, PARAGRAPHS, place, "paragraph", problems):
         context = paragraph.get("context")
         if not isinstance(context, str):
-            problems.add(Problem(message=f"{shorten(context)} is not text", place=at, key="context"))
+            problems.add(Problem(message=f"{shorten(context)} is not text", place=at, key="context", hint=HINTS["context"]))
             continue
         for where, question in _objects(paragraph, "qas", at, "question", problems):
             yield {
@@ -74,11 +81,11 @@ def _objects(parent: dict[str, Any], key: str, place: str, name: str, problems: 
     """The objects in a list of the parent, each with its place; what is none is noted and left out."""
     items = parent.get(key)
     if not isinstance(items, list):
-        problems.add(Problem(message=f"{shorten(items)} is not a list of objects", place=place, key=key))
+        problems.add(Problem(message=f"{shorten(items)} is not a list of objects", place=place, key=key, hint=HINTS[key]))
         return
     for number, item in enumerate(items, start=1):
         where = f"{place}, {name} {number}"
         if isinstance(item, dict):
             yield where, item
         else:
-            problems.add(Problem(message=f"{shorten(item)} is not an object", place=where, key=key))
+            problems.add(Problem(message=f"{shorten(item)} is not an object", place=where, key=key, hint=HINTS[key]))

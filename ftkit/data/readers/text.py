@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.data.building import TableBuilder
-from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, decode, known_encodings, text_lines
+from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, decode, known_encodings, row_lines, text_lines
 from ftkit.data.table import Origin, Table
 from ftkit.errors import DataError, Problem
 
@@ -21,7 +21,7 @@ def read(file: SourceFile) -> Table:
     positions: list[int] = []
     size = 0
     with file.builder("line") as builder:
-        for number, line in text_lines(file):
+        for number, line in row_lines(file):
             if not line.strip():
                 continue
             lines.append(line.rstrip("\r\n"))
@@ -50,7 +50,7 @@ def read_folder(file: SourceFile) -> Table:
     """
     names = [name for folder in _class_folders(file.path) for name in _files_below(file.path, folder)]
     if not names and (loose := _loose_images(file.path)):
-        return _read_files(file, TableBuilder(_folder_origin(file, loose), file.columns), loose, "image", labeled=False)
+        return _read_files(file, TableBuilder(_folder_origin(file, loose), file.columns, file.meter), loose, "image", labeled=False)
     if not names:
         raise DataError(
             Problem(
@@ -64,13 +64,15 @@ def read_folder(file: SourceFile) -> Table:
         other = next(name for name in names if name not in images)
         message = f"class folders with images and other files: {min(images)}, {other}"
         raise DataError(Problem(message=message, place=file.label, hint="Keep one kind."))
-    return _read_files(file, TableBuilder(_folder_origin(file, names), file.columns), names, "image" if images else "text")
+    return _read_files(
+        file, TableBuilder(_folder_origin(file, names), file.columns, file.meter), names, "image" if images else "text"
+    )
 
 
 def read_image(file: SourceFile) -> Table:
     """One row, one column `image`: {"bytes": the file, "path": as messages name it}."""
     origin = Origin(label=file.label, unit="file", weight=file.weight, files=(file.label,))
-    with TableBuilder(origin, file.columns) as builder:
+    with TableBuilder(origin, file.columns, file.meter) as builder:
         _add(builder, {"image": [{"bytes": file.path.read_bytes(), "path": file.label}]}, [0])
         return builder.finish()
 
@@ -112,8 +114,7 @@ def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], colum
         values: list[Any] = []
         first = size = 0
         for index, name in enumerate(names):
-            with open(os.path.join(file.path, name), "rb") as stream:
-                data = stream.read()
+            data = _content(file, name)
             if column == "image":
                 values.append({"bytes": data, "path": name})
             else:
@@ -124,6 +125,20 @@ def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], colum
                 _add(builder, {column: values, **({"label": labels} if labeled else {})}, range(first, index + 1))
                 values, first, size = [], index + 1, 0
         return builder.finish()
+
+
+def _content(file: SourceFile, name: str) -> bytes:
+    path = os.path.join(file.path, name)
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except OSError as error:
+        gone = os.path.islink(path) and not os.path.exists(path)
+        message = (
+            f"is a link to {os.readlink(path)!r}, which leads nowhere" if gone else f"cannot be read: {error.strerror or error}"
+        )
+        place = os.path.join(file.label, name)
+        raise DataError(Problem(message=message, place=place, hint="Restore the file, or remove it.")) from error
 
 
 def _add(builder: TableBuilder, columns: dict[str, list[Any]], positions: Sequence[int]) -> None:

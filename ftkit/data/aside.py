@@ -1,0 +1,71 @@
+"""Places for files that are being written: no reader takes them for whole, and what a killed process left there is removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+PREFIX = ".writing-"
+LOCK = ".lock"
+ABANDONED_AFTER = 24 * 3600.0
+"""Seconds after which a folder without a lock is taken for left over."""
+
+
+class Aside:
+    """A new folder inside `parent`, held by this process until `remove` or `release`. Raises OSError.
+
+    Folders of the same kind that nobody holds any more are removed on the way.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        # Under a name that is not swept until the lock is held.
+        made = Path(tempfile.mkdtemp(prefix=".new-", dir=parent))
+        self._guard = _lock(made / LOCK, create=True)
+        self.path = made.rename(parent / made.name.replace(".new-", PREFIX, 1))
+
+    def release(self) -> Path:
+        """Lets go of the folder, which is then only a folder, and returns it."""
+        (self.path / LOCK).unlink(missing_ok=True)
+        self._let_go()
+        return self.path
+
+    def remove(self) -> None:
+        """Removes the folder with all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._guard is not None:
+            os.close(self._guard)
+            self._guard = None
+
+
+def _sweep(parent: Path) -> None:
+    """Removes folders whose process has ended."""
+    for folder in [*parent.glob(f"{PREFIX}*"), *parent.glob(".new-*")]:
+        with suppress(OSError):
+            guard = _lock(folder / LOCK) if folder.name.startswith(PREFIX) and (folder / LOCK).exists() else None
+            if guard is not None or time.time() - folder.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(folder, ignore_errors=True)
+            if guard is not None:
+                os.close(guard)
+
+
+def _lock(path: Path, *, create: bool = False) -> int | None:
+    """Holds a lock file; None where it is held by another process, or where there are no such locks."""
+    descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0) | getattr(os, "O_CLOEXEC", 0), 0o644)
+    if sys.platform != "win32":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+    os.close(descriptor)
+    return None
