@@ -13,19 +13,19 @@ from peft import PeftModel
 from torch import nn
 
 from ftkit.files import read_json, refuse_filled, sync, write_json
+from ftkit.methods.base import Method
 from ftkit.models.trainable import to_uniform_dtype
 from ftkit.tuners.wrap import merge
 
 
-def export_adapter(model: Any, processor: Any, target: Path, *, base_name: str) -> None:
+def export_adapter(method: Method, model: Any, processor: Any, target: Path, *, base_name: str) -> None:
     """Writes the adapter alone, with the tokenizer. `base_name` is what adapter_config.json calls the base model.
 
     `peft.PeftModel.from_pretrained(base, folder)` loads it.
     """
 
     def write(folder: Path) -> None:
-        # "auto" would look the base model up on the hub to see whether its vocabulary was resized; ftkit never resizes it.
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        method.save_adapter(model, folder)
         config = folder / "adapter_config.json"
         write_json(config, {**read_json(config), "base_model_name_or_path": base_name})
         # PEFT's own card is a form to fill in; the run folder has a real one.

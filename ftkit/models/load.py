@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit.errors import ModelError, Problem
 from ftkit.models.facts import ModelFacts, decoder_spec, encoder_spec, read_facts
 from ftkit.models.folder import locate
+from ftkit.models.naming import unusual_backbone
 from ftkit.models.processor import align_padding, load_processor, processor_key
 from ftkit.models.quiet import quiet_libraries
 from ftkit.recipe.schema import ModelSpec
@@ -54,6 +55,7 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     quiet_libraries()
     import torch
 
+    from ftkit.models import quantization
     from ftkit.models.encoder_decoder import finish_pair
     from ftkit.models.layout import ModelLayout
 
@@ -65,13 +67,36 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     elif spec.decoder is not None:
         model, info = _pair_from_pretrained(spec, base, config)
     else:
+        arguments |= _quantizing(spec, arguments, head, config)
         model, info = _from_pretrained(spec, head.auto_class, source, arguments, config)
+        # A class that calls the backbone by another name finds none of its weights.
+        if _lacks_backbone(model, info["missing_keys"]):
+            info = _fill_backbone(model, info, *_from_pretrained(spec, "AutoModel", source, arguments, config))
     if config.model_type == "encoder-decoder":
         finish_pair(model)
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     layout = ModelLayout(model, {*info["missing_keys"], *mismatched}, assembled=spec.decoder is not None)
     _check_complete(spec, layout, mismatched, head)
+    if spec.quantization is not None and not getattr(model, quantization.FLAGS[spec.quantization.bits], False):
+        quantization.quantize(layout, spec.quantization)
+    quantization.keep_trainable(model)
     return LoadedModel(model=model, layout=layout, facts=facts, fresh=layout.fresh)
+
+
+def _quantizing(spec: ModelSpec, arguments: dict[str, Any], head: Head, config: Any) -> dict[str, Any]:
+    """Arguments that quantize a checkpoint while it is read; none where it has to be whole in memory first (GGUF)."""
+    import torch
+
+    from ftkit.models import quantization
+    from ftkit.models.layout import ModelLayout
+
+    if spec.quantization is None or "gguf_file" in arguments:
+        return {}
+    with torch.device("meta"):
+        sketch = _from_config(spec, head, arguments, config)
+    layout = ModelLayout(sketch)
+    quantization.check_widths(layout, spec.quantization)
+    return quantization.loading_arguments(spec.quantization, quantization.unquantized_linears(layout))
 
 
 def check_remote_code_request(spec: ModelSpec, base: Path | None, allowed: bool) -> None:
@@ -174,6 +199,27 @@ def _from_pretrained(
         raise _unsuitable(spec, auto_name, config, error) from error
 
 
+def _lacks_backbone(model: nn.Module, missing: Iterable[str]) -> bool:
+    """Whether transformers looked for all weights of the backbone under another name than checkpoints use."""
+    name = unusual_backbone(model)
+    wanted = {f"{name}.{inner}" for inner, _ in model.get_submodule(name).named_parameters()} if name else set()
+    return bool(wanted) and wanted.issubset(missing)
+
+
+def _fill_backbone(model: nn.Module, info: dict[str, Any], backbone: nn.Module, backbone_info: dict[str, Any]) -> dict[str, Any]:
+    """Puts the backbone, loaded by itself, into the model; returns the loading info of the whole.
+
+    Not by `key_mapping`: transformers undoes that in `save_pretrained`, and the export could not be loaded.
+    """
+    name = unusual_backbone(model)
+    setattr(model, name, backbone)
+    missing = {key for key in info["missing_keys"] if not key.startswith(f"{name}.")}
+    return {
+        "missing_keys": missing | {f"{name}.{key}" for key in backbone_info["missing_keys"]},
+        "mismatched_keys": [(f"{name}.{entry[0]}", *entry[1:]) for entry in backbone_info["mismatched_keys"]],
+    }
+
+
 def _from_config(spec: ModelSpec, head: Head, arguments: dict[str, Any], config: Any) -> Any:
     import transformers
 
@@ -235,12 +281,14 @@ def trainable_report(model: nn.Module, layout: ModelLayout) -> dict[str, Any]:
     model: the layout's plain model or a PeftModel around it. `adapter` is what the plain model does not have. A part that
     PEFT trains as a copy (`modules_to_save`) is counted once, as the copy.
     """
+    from ftkit.models.quantization import weight_count
+
     groups = {group: {"trainable": 0, "total": 0} for group in ("embeddings", "blocks", "head", "adapter")}
     for name, parameter in model.named_parameters():
         if ".original_module." in name:
             continue
         group = groups[_group(name, layout)]
-        group["total"] += parameter.numel()
+        group["total"] += weight_count(parameter)
         group["trainable"] += parameter.numel() if parameter.requires_grad else 0
     sums = {count: sum(group[count] for group in groups.values()) for count in ("trainable", "total")}
     return {**sums, "groups": groups}

@@ -16,7 +16,7 @@ def recipe_schema() -> dict[str, Any]:
         forms = [_component_form(kind, name, registry.get(name), schema["$defs"]) for name in registry.names()]
         names = {"type": "string", "enum": registry.names(), "description": f"A {kind} with its default options."}
         schema["properties"][kind] = {"anyOf": [names, *forms]}
-        schema["required"] = sorted({*schema.get("required", []), kind})
+    schema["required"] = sorted({*schema.get("required", []), "task"})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -37,6 +37,8 @@ def _allow_shorthands(schema: dict[str, Any]) -> None:
     """Models with a shorthand may be plain text, and a list of sources may be a single one."""
     text = {"type": "string"}
     schema["properties"]["model"] = {"anyOf": [text, {"$ref": "#/$defs/ModelSpec"}]}
+    quantization = schema["$defs"]["ModelSpec"]["properties"]["quantization"]
+    quantization["anyOf"] = [text, *quantization["anyOf"]]
     source = {"anyOf": [text, {"$ref": "#/$defs/SourceSpec"}]}
     for split in ("train", "validation", "test"):
         field = schema["$defs"]["DataSpec"]["properties"][split]

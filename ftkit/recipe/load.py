@@ -10,6 +10,7 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.recipe.checking import check, key_homes, sound_part
 from ftkit.recipe.expectations import parse_bound
 from ftkit.recipe.overriding import apply_overrides, resolve_references
+from ftkit.recipe.phases import has_phases, phase_documents
 from ftkit.recipe.reading import Document, dotted, read_file, read_text
 from ftkit.recipe.schema import Component, Origin, Recipe, RecipeBody, Strict
 from ftkit.registry import METHODS, TASKS, Registry
@@ -41,7 +42,22 @@ def _recipe(document: Document, overrides: Sequence[str], name: str, base: Path)
         raise RecipeError(
             Problem(message=f"the recipe {what}", place=document.place(()), hint="Start from one: ftkit recipes list")
         )
-    return _checked(document, Origin(name=name, base=base, text=document.text, overrides=tuple(overrides)))
+    origin = Origin(name=name, base=base, text=document.text, overrides=tuple(overrides))
+    return _in_phases(document, origin) if has_phases(document) else _checked(document, origin)
+
+
+def _in_phases(document: Document, origin: Origin) -> Recipe:
+    """The recipe of the last phase, which knows the earlier ones."""
+    recipes: list[Recipe] = []
+    problems: list[Problem] = []
+    for phase in phase_documents(document):
+        try:
+            recipes.append(_checked(phase, origin))
+        except RecipeError as error:
+            problems += [problem for problem in error.problems if problem not in problems]
+    if problems:
+        raise RecipeError(sorted(problems, key=_position))
+    return recipes[-1].model_copy(update={"earlier": tuple(recipes[:-1])})
 
 
 def _checked(document: Document, origin: Origin) -> Recipe:
@@ -61,7 +77,7 @@ def _checked(document: Document, origin: Origin) -> Recipe:
     if problems or body is None:
         raise RecipeError(sorted(problems, key=_position))
     fields = {name: getattr(body, name) for name in RecipeBody.model_fields}
-    return Recipe.model_construct(None, **{**fields, **components, "origin": origin})
+    return Recipe.model_construct(None, **{**fields, **components, "origin": origin, "earlier": ()})
 
 
 def _homes(document: Document) -> dict[str, list[str]]:
@@ -149,7 +165,7 @@ def _across_keys(body: RecipeBody, components: dict[str, Component], document: D
 def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list[Rule]:
     found: list[Rule] = []
     if (method := components.get("method")) is not None:
-        can = METHODS.get(method.name).capabilities
+        can = METHODS.get(method.name)(method.options).capabilities
         for index, form in enumerate(body.export):
             if form == "adapter" and not can.adapter:
                 found.append(

@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ftkit.methods.base import Default, Method
 from ftkit.models.facts import ModelFacts
 from ftkit.paths import PACKAGE_PREFIX
 from ftkit.recipe.reading import scalar
-from ftkit.recipe.schema import Recipe
+from ftkit.recipe.schema import Component, Recipe
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Task
 
@@ -31,7 +32,8 @@ FALLBACKS = {
 class Plan:
     """A recipe that leaves nothing open.
 
-    recipe: no value is `auto` except `model.attention` and source formats, where transformers and the file ending decide.
+    recipe: no value is `auto` except `model.attention` and source formats, where transformers and the file ending decide, and
+    `data.num_workers`, which changes nothing but the speed on a machine.
     sources: for each value that was `auto`, by dotted key: a paper, a measurement, a rule.
     Relative paths that exist are made absolute.
     """
@@ -73,7 +75,7 @@ def make_plan(recipe: Recipe, facts: ModelFacts, *, gpu: bool, gpu_bf16: bool) -
     """
     task = TASKS.get(recipe.task.name)(recipe.task.options)
     method = METHODS.get(recipe.method.name)(recipe.method.options)
-    defaults = {**FALLBACKS, **_derived(recipe, task, gpu_bf16), **task.defaults(facts), **method.defaults(facts)}
+    defaults = {**FALLBACKS, **_derived(recipe, task, gpu_bf16), **task.defaults(_room(facts, method)), **method.defaults(facts)}
     if recipe.train.warmup_steps is not None:
         defaults.pop("train.warmup_ratio", None)
     sources: dict[str, str] = {}
@@ -82,6 +84,12 @@ def make_plan(recipe: Recipe, facts: ModelFacts, *, gpu: bool, gpu_bf16: bool) -
     if problems := _misfits(plan, gpu):
         raise RecipeError(problems)
     return plan
+
+
+def _room(facts: ModelFacts, method: Method) -> ModelFacts:
+    """The model as a task sees it: with the positions that the method leaves."""
+    taken = method.positions_taken(facts)
+    return facts if facts.max_positions is None or not taken else replace(facts, max_positions=max(0, facts.max_positions - taken))
 
 
 def _derived(recipe: Recipe, task: Task, gpu_bf16: bool) -> dict[str, Default]:
@@ -101,6 +109,10 @@ def _derived(recipe: Recipe, task: Task, gpu_bf16: bool) -> dict[str, Default]:
         ),
         "train.precision": Default(
             value="bf16" if gpu_bf16 else "fp32",
+            source="this machine's GPU computes in bf16" if gpu_bf16 else "no GPU with bf16 here",
+        ),
+        "model.quantization.compute_dtype": Default(
+            value="bfloat16" if gpu_bf16 else "float32",
             source="this machine's GPU computes in bf16" if gpu_bf16 else "no GPU with bf16 here",
         ),
         "data.split.stratify": Default(
@@ -147,8 +159,18 @@ def _absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     written = {name: getattr(options, name) for name in TASKS.get(recipe.task.name).path_options}
     files = {name: locate(text, base) for name, text in written.items() if isinstance(text, str) and Path(text).suffix}
     task = recipe.task.model_copy(update={"options": options.model_copy(update=files)})
-    changes = {"model": model.model_copy(update=names), "task": task, "data": data.model_copy(update=sources)}
+    method = _with_absolute_folders(recipe.method, base)
+    changes = {"model": model.model_copy(update=names), "task": task, "data": data.model_copy(update=sources), "method": method}
     return recipe.model_copy(update=changes)
+
+
+def _with_absolute_folders(method: Component, base: Path) -> Component:
+    changes: dict[str, Any] = {}
+    for name in METHODS.get(method.name).path_options:
+        value = getattr(method.options, name)
+        if value is not None:
+            changes[name] = locate(value, base) if isinstance(value, str) else [locate(text, base) for text in value]
+    return method.model_copy(update={"options": method.options.model_copy(update=changes)}) if changes else method
 
 
 def locate(text: str, base: Path) -> str:
@@ -178,19 +200,13 @@ def _fixed_parts(text: str) -> list[str]:
 def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
     recipe, facts, task, method = plan.recipe, plan.facts, plan.task(), plan.method()
     found: list[tuple[str, str, str]] = []
-    if facts.kind not in task.model_kinds | {"unknown"}:
-        kinds = ", ".join(sorted(task.model_kinds))
-        found.append(
-            (
-                "model.name",
-                f"{facts.model_type} is of the kind {facts.kind!r}; {task.name} needs one of: {kinds}",
-                "Choose another model",
-            )
-        )
-    if reason := task.refusal(facts):
-        found.append(("task", reason, ""))
-    if reason := method.refusal(facts):
-        found.append(("method", reason, ""))
+    if unsuited := _unsuited(recipe, facts, task):
+        found.append(unsuited)
+    else:  # Another model will have other limits.
+        if reason := task.refusal(_room(facts, method)):
+            found.append(("task", reason, ""))
+        if reason := method.refusal(facts) or method.task_refusal(task, facts):
+            found.append(("method", reason, ""))
     held_back = recipe.data.validation or (recipe.data.split and recipe.data.split.validation)
     if task.needs_validation and not held_back:
         found.append(
@@ -198,11 +214,39 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
         )
     if recipe.model.weights == "random" and not method.capabilities.from_scratch:
         found.append(("model.weights", f"random weights: {method.name} would leave most of them random", "Use `method: full`"))
+    if recipe.model.quantization is not None:
+        found += _quantization_misfits(recipe, method)
     if recipe.train.precision == "fp16" and not gpu:
         found.append(("train.precision", "fp16 needs a GPU and there is none here", "Use `precision: auto` (fp32 here) or `bf16`"))
     if recipe.train.learning_rate == "auto":
         found.append(("train.learning_rate", f"{method.name} has no default for this model", "Give a number"))
     return [Problem(message=message, key=key, hint=hint) for key, message, hint in found]
+
+
+def _unsuited(recipe: Recipe, facts: ModelFacts, task: Task) -> tuple[str, str, str] | None:
+    """Why models of this kind cannot do the task at all."""
+    if recipe.model.decoder is not None and not task.takes_pairs:
+        message = f"`decoder` makes a sequence-to-sequence model out of two; {task.name} takes a single model"
+        return ("model.decoder", message, "Leave it out, or choose the task seq2seq")
+    if facts.kind in task.model_kinds | {"unknown"}:
+        return None
+    kinds = ", ".join(sorted(task.model_kinds))
+    message = f"{facts.model_type} is of the kind {facts.kind!r}; {task.name} needs one of: {kinds}"
+    beside = ", or put a decoder beside it with `model.decoder`" if task.takes_pairs and facts.kind == "encoder" else ""
+    return ("model.name", message, f"Choose another model{beside}")
+
+
+def _quantization_misfits(recipe: Recipe, method: Method) -> list[tuple[str, str, str]]:
+    key = "model.quantization"
+    if not method.capabilities.quantized:
+        return [
+            (key, f"{method.name} does not work on quantized weights", "Use `method: lora` with its default start, or leave it out")
+        ]
+    if recipe.model.weights == "random":
+        return [(key, "random weights are trained, and quantized ones cannot be", "Leave it out")]
+    if find_spec("bitsandbytes") is None:
+        return [(key, "needs the package bitsandbytes, which is not installed", "pip install 'ftkit[quant]', or leave it out")]
+    return []
 
 
 def _write(value: Mapping[str, Any], key: str, sources: Mapping[str, str], indent: str, lines: list[str]) -> None:

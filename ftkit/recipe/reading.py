@@ -8,6 +8,7 @@ hostile file costs nothing.
 from __future__ import annotations
 
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ MAX_NODES = 20_000
 MAX_DEPTH = 32
 MAX_DIGITS = 40
 """A longer whole number is no setting of anything; it stays text and fails its type check."""
+
+_OPEN = (Path("/dev/fd"), Path("/proc/self/fd"))
+"""Where a system shows the files that a process was given open."""
 
 KeyPath = tuple[str | int, ...]
 
@@ -104,8 +108,9 @@ def read_text(text: str, name: str) -> Document:
 
 
 def read_file(path: Path) -> Document:
-    """Reads a recipe file. Raises RecipeError if it is missing, too large, not UTF-8 or not YAML."""
+    """Reads a recipe file. Raises RecipeError if it is missing, no file, too large, not UTF-8 or not YAML."""
     try:
+        _refuse_waiting(path)
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except IsADirectoryError:
@@ -120,6 +125,15 @@ def read_file(path: Path) -> Document:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise RecipeError(Problem(message=f"byte {data[error.start]:#04x} is not UTF-8", place=f"{path}:{line}")) from None
+
+
+def _refuse_waiting(path: Path) -> None:
+    """Raises RecipeError for named pipes and devices, which may never give anything; what the caller opened (`<(...)`) is read."""
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.parent in _OPEN or path == Path("/dev/stdin"):
+        return
+    hint = "Write the recipe to a file, or give it by `<(command)` or /dev/stdin"
+    raise RecipeError(Problem(message="is a pipe, a socket or a device, not a recipe file", place=str(path), hint=hint))
 
 
 def read_value(text: str, place: str) -> Any:

@@ -33,6 +33,25 @@ class Strict(BaseModel):
         return {cls.shorthand: value} if cls.shorthand and isinstance(value, str) else value
 
 
+class QuantizationSpec(Strict):
+    """How the frozen weights of the blocks are quantized (QLoRA)."""
+
+    shorthand: ClassVar[str] = "type"
+
+    type: Literal["nf4", "fp4", "int8"] = Field(
+        description="nf4, fp4: 4 bits a weight (nf4 fits normally distributed weights). int8: 8 bits; it rounds the layers' inputs, too."
+    )
+    double: bool = Field(True, description="nf4, fp4: quantize the scales as well (4.13 instead of 4.5 bits a weight).")
+    compute_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="nf4, fp4: type of the products. auto: bfloat16 where the GPU computes in it, else float32."
+    )
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight, its scale left out."""
+        return 8 if self.type == "int8" else 4
+
+
 class ModelSpec(Strict):
     """The pretrained model to adapt."""
 
@@ -55,6 +74,10 @@ class ModelSpec(Strict):
     tokenizer: str | None = Field(None, description="Tokenizer to use instead of the model's own; same forms as `name`.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type of the frozen weights. Trained weights are float32 whatever this says. auto: float32."
+    )
+    quantization: QuantizationSpec | None = Field(
+        None,
+        description="Quantize the frozen weights of the blocks with bitsandbytes. Needs a method that works with it, such as lora.",
     )
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="Attention implementation. auto: what transformers picks for the model."
@@ -127,6 +150,11 @@ class DataSpec(Strict):
         "warn", description="What to do when an evaluation row is also a training row. drop: leave it out of training."
     )
     cache: bool = Field(True, description="Reuse encoded rows of an earlier run with the same data, tokenizer and options.")
+    num_workers: Annotated[int, Field(ge=1, le=1024)] | Auto = Field(
+        "auto",
+        description="Processes that encode rows, at most; they are started only where one process would take longer than it takes to "
+        "start them. 1: none. auto: one for each processor that ftkit may use, 16 at most. The result is the same.",
+    )
 
 
 class Every(Strict):
@@ -246,6 +274,13 @@ class RecipeBody(Strict):
     expect: dict[str, str] = Field(
         default_factory=dict, description='Gates: {metric: ">= 0.95"}, read off the test split (validation where there is no test).'
     )
+    phases: list[dict[str, Any]] | None = Field(
+        None,
+        exclude=True,
+        description="Instead of `method`: at least two trainings one after the other, each from the model that the one before "
+        "made. A phase is a `method` and keys of `train` that go before the recipe's: "
+        "`[{method: linear-probe, epochs: 1}, {method: lora, epochs: 3}]`.",
+    )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] = Field(
         default_factory=list, description="Experiment trackers, through Accelerate. None is used unless named."
     )
@@ -269,3 +304,5 @@ class Recipe(RecipeBody):
     task: Component
     method: Component
     origin: Origin = Field(exclude=True)
+    earlier: tuple[Recipe, ...] = Field((), exclude=True)
+    """What is trained before this, each from the model that the one before it made; see `recipe.phases`."""

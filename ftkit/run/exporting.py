@@ -17,8 +17,12 @@ from torch import nn
 from ftkit.data.features import FeatureStore
 from ftkit.errors import ExportError, RecipeError
 from ftkit.exports.formats import export_adapter, export_merged
-from ftkit.exports.verification import RELATIVE_TOLERANCE, Request, logits_of, verify
+from ftkit.exports.verification import Request, logits_of, relative_tolerance, verify
 from ftkit.files import size_of
+from ftkit.models.load import load_model
+from ftkit.models.processor import align_padding
+from ftkit.models.quantization import dequantize_into
+from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.registry import PLUGIN_FILES
 from ftkit.run.folder import PROBE, readable
 from ftkit.run.observer import Observer
@@ -52,10 +56,10 @@ def export_all(
     for form in sorted(targets):  # `adapter` before `merged`: merging changes the model.
         observer.stage(f"exporting {form}")
         if form == "adapter":
-            export_adapter(model, prepared.processor, targets[form], base_name=prepared.plan.recipe.model.name)
+            export_adapter(prepared.method, model, prepared.processor, targets[form], base_name=prepared.plan.recipe.model.name)
         else:
             dtype = getattr(torch, prepared.plan.recipe.model.dtype)
-            export_merged(model, prepared.processor, targets[form], dtype=dtype)
+            export_merged(_unquantized(prepared, model), prepared.processor, targets[form], dtype=dtype)
     observer.stage("verifying exports")
     differences = verify([_request(prepared, form, path) for form, path in targets.items()], inputs, expected, PLUGIN_FILES)
     return _facts(prepared, targets, differences, expected)
@@ -69,6 +73,24 @@ def _without_autocast(model: nn.Module) -> nn.Module:
     if model.__dict__.pop("_original_forward", None) is not None:
         del model.__dict__["forward"]
     return model
+
+
+def _unquantized(prepared: Prepared, model: nn.Module) -> nn.Module:
+    """The model itself, or, if its base is quantized, the same on a plain base that holds the values the quantized one stands for.
+
+    Merged into 4-bit weights, an update is rounded away.
+    """
+    spec = prepared.plan.recipe.model
+    if spec.quantization is None:
+        return model
+    whole = spec.model_copy(update={"quantization": None})
+    loaded = load_model(whole, prepared.task.head(), seed=prepared.plan.recipe.seed, allow_remote_code=prepared.task.allow_code)
+    align_padding(loaded.model, prepared.processor)
+    dequantize_into(loaded.model, prepared.layout)
+    plain = prepared.method.apply(loaded.model, loaded.layout)
+    load_trainable(plain, trainable_state(model))
+    prepared.method.restore(plain, prepared.method.state(model))
+    return plain
 
 
 def probe_inputs(prepared: Prepared, rows: FeatureStore) -> dict[str, torch.Tensor]:
@@ -96,7 +118,7 @@ def _facts(
     prepared: Prepared, targets: dict[str, Path], differences: Sequence[float], expected: dict[str, torch.Tensor]
 ) -> dict[str, dict[str, Any]]:
     size = max(1.0, max(float(value.abs().max()) for value in expected.values()))
-    tolerance = RELATIVE_TOLERANCE[prepared.plan.recipe.model.dtype] * size
+    tolerance = relative_tolerance(prepared.plan.recipe.model) * size
     facts = {}
     for (form, path), difference in zip(targets.items(), differences, strict=True):
         facts[form] = {"path": str(path), "bytes": size_of(path), "max_abs_difference": difference, "tolerance": tolerance}

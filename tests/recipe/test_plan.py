@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,10 @@ def autos(value: Any, path: str = "") -> set[str]:
     return {path} if value == "auto" else set()
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", [name for name in METHODS.names() if not METHODS.get(name).needs])
 def test_nothing_stays_auto_but_what_others_decide(method: str) -> None:
     left = autos(recipe_values(plan(TEXT, f"method={method}").recipe))
-    assert left <= {".model.attention", ".data.train.format", ".data.split.stratify"}
+    assert left <= {".model.attention", ".data.train.format", ".data.split.stratify", ".data.num_workers"}
 
 
 def test_every_filled_value_names_its_source() -> None:
@@ -90,6 +91,41 @@ def test_a_model_of_the_wrong_kind_is_refused() -> None:
     vision = FACTS.__class__(**{**vars(FACTS), "kind": "vision", "model_type": "vit"})
     with pytest.raises(RecipeError, match="vit is of the kind 'vision'; text-classification needs one of"):
         plan(facts=vision)
+
+
+SEQ2SEQ = """\
+model: m
+task: seq2seq
+data: {train: a.csv}
+method: full
+"""
+
+
+def test_an_encoder_that_is_to_write_is_told_of_the_pair() -> None:
+    with pytest.raises(RecipeError, match=r"bert is of the kind 'encoder'; seq2seq .* decoder beside it with `model.decoder`"):
+        plan(SEQ2SEQ)
+    decoder = replace(FACTS, kind="decoder", model_type="gpt2")
+    with pytest.raises(RecipeError, match=r"needs one of: encoder-decoder\. Choose another model$"):
+        plan(SEQ2SEQ, facts=decoder)
+
+
+def test_a_pair_is_refused_where_a_single_model_is_wanted() -> None:
+    pair = replace(FACTS, kind="encoder-decoder", model_type="encoder-decoder")
+    with pytest.raises(RecipeError, match=r"model.decoder: .* text-classification takes a single model") as caught:
+        plan(TEXT, "model.decoder=n", facts=pair)
+    assert len(caught.value.problems) == 1
+    assert plan(SEQ2SEQ, "model.decoder=n", facts=pair).recipe.model.decoder == "n"
+
+
+@pytest.mark.parametrize(("tied", "refused"), [(True, True), (False, False), (None, False)])
+def test_a_method_may_refuse_a_task(tied: bool | None, refused: bool) -> None:
+    model = replace(FACTS, kind="encoder-decoder", model_type="t5", tied=tied)
+    if not refused:
+        assert plan(SEQ2SEQ, "method=linear-probe", facts=model)
+        return
+    with pytest.raises(RecipeError, match=r"^method: t5 as a language model has no head of its own.*`lora`"):
+        plan(SEQ2SEQ, "method=linear-probe", facts=model)
+    assert plan(TEXT, "method=linear-probe", facts=model)
 
 
 @given(
@@ -150,7 +186,7 @@ def test_json_schema_knows_every_component() -> None:
         assert names["enum"] == registry.names()
         assert {form["properties"]["name"]["const"] for form in forms} == set(registry.names())
         assert all(form["additionalProperties"] is False for form in forms)
-    assert set(schema["required"]) == {"data", "method", "model", "task"}
+    assert set(schema["required"]) == {"data", "model", "task"}, "and either method or phases"
 
 
 def test_warmup_steps_leave_the_ratio_open_so_that_the_plan_stays_a_recipe() -> None:

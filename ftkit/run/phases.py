@@ -1,0 +1,75 @@
+"""Runs a recipe in phases: each earlier phase is a run of its own beside the last one's folder, and its merged export the next model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftkit.recipe.schema import ModelSpec, Recipe
+from ftkit.run.folder import check_run_folder
+from ftkit.run.observer import Observer
+from ftkit.run.planning import make_plan_here
+
+if TYPE_CHECKING:
+    from ftkit.run.train import RunResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseResult:
+    """What results.json says of an earlier phase."""
+
+    method: str
+    folder: str
+    steps: int
+    splits: dict[str, Any]
+
+
+def train_earlier(
+    recipe: Recipe,
+    path: Path,
+    train: Callable[..., RunResult],
+    *,
+    resume: bool,
+    overwrite: bool,
+    observer: Observer,
+    allow_code: bool,
+) -> tuple[Recipe, list[PhaseResult]]:
+    """Trains the earlier phases and returns the last one's recipe with the model that they made.
+
+    Every phase is planned, and every folder looked at, before anything is trained. Raises FtkitError.
+    """
+    phases = [(phase, phase_folder(path, number)) for number, phase in enumerate(recipe.earlier, 1)]
+    for phase in (*recipe.earlier, recipe):
+        make_plan_here(phase.model_copy(update={"earlier": (), "model": _usual_weights(recipe, phase)}))
+    for folder in (*(folder for _, folder in phases), path):
+        check_run_folder(folder, resume=resume, overwrite=overwrite)
+    model, found = recipe.model, []
+    for number, (phase, folder) in enumerate(phases, 1):
+        observer.note(f"phase {number} of {len(phases) + 1}: {phase.method.name}, in {folder}")
+        own = phase.model_copy(update={"model": model})
+        results = train(own, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code).results
+        splits = {name: split["metrics"] for name, split in results["splits"].items() if "metrics" in split}
+        found.append(PhaseResult(method=phase.method.name, folder=folder.name, steps=results["steps"], splits=splits))
+        model = _after(recipe.model, folder / "export" / "merged")
+    observer.note(f"phase {len(phases) + 1} of {len(phases) + 1}: {recipe.method.name}")
+    return recipe.model_copy(update={"earlier": (), "model": model}), found
+
+
+def phase_folder(path: Path, number: int) -> Path:
+    """Where the run of an earlier phase lies: `runs/name.phase-1` beside `runs/name`."""
+    return path.with_name(f"{path.name}.phase-{number}")
+
+
+def _after(model: ModelSpec, export: Path) -> ModelSpec:
+    """The recipe's model with the weights of an earlier phase. Its tokenizer, and both halves of a pair, are in the export."""
+    return model.model_copy(
+        update={"name": str(export), "revision": None, "decoder": None, "tokenizer": None, "weights": "pretrained"}
+    )
+
+
+def _usual_weights(recipe: Recipe, phase: Recipe) -> ModelSpec:
+    """The model to plan a phase with: what the first phase makes of random weights is no longer random."""
+    first = recipe.earlier[0]
+    return phase.model if phase is first else phase.model.model_copy(update={"weights": "pretrained"})
