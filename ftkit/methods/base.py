@@ -10,6 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from ftkit.models.facts import ModelFacts
     from ftkit.models.layout import ModelLayout
+    from ftkit.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class Capabilities:
     quantized: the base may be quantized.
     checkpointing: gradient checkpointing works.
     from_scratch: makes sense on a model with random weights, since it trains all of them.
+    trains: something is trained at all; where not, a run evaluates and exports.
     """
 
     adapter: bool
@@ -57,6 +60,7 @@ class Capabilities:
     quantized: bool = False
     checkpointing: bool = True
     from_scratch: bool = False
+    trains: bool = True
 
 
 class NoOptions(Strict):
@@ -75,10 +79,16 @@ class Method(ABC):
     summary: ClassVar[str]
     update_rule: ClassVar[str]
     paper: ClassVar[Paper | None] = None
-    capabilities: ClassVar[Capabilities]
+    capabilities: Capabilities
+    """Of the class: with default options. A method whose options decide sets its own in `__init__`."""
     Options: ClassVar[type[Strict]] = NoOptions
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Options that have no usable default: a recipe must give them, and `refusal` says so if it does not."""
     known_to_peft: ClassVar[bool] = True
     """Whether plain PEFT loads this method's adapters; those of ftkit's own tuners need `import ftkit.tuners` first."""
+
+    path_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that name local folders, as a text or a list of texts; the plan makes them absolute."""
 
     def __init__(self, options: Strict) -> None:
         self.options: Any = options
@@ -93,6 +103,17 @@ class Method(ABC):
     def refusal(self, facts: ModelFacts) -> str:
         """Why this method cannot tune this model ('' if it can), as far as the model's config tells."""
         return ""
+
+    def task_refusal(self, task: Task, facts: ModelFacts) -> str:
+        """Why this method cannot serve this task on this model ('' if it can), by what the task says of itself (`pretrained_head`)."""
+        return ""
+
+    def positions_taken(self, facts: ModelFacts) -> int:
+        """How many of the model's positions the method takes for itself (a prompt): the task's texts have that many less."""
+        return 0
+
+    def take_processor(self, processor: Any) -> None:  # noqa: B027 - an optional hook
+        """Called before `apply` with the model's tokenizer or image processor."""
 
     @abstractmethod
     def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
@@ -113,6 +134,9 @@ class Method(ABC):
     def learning_rate_factor(self, name: str, layout: ModelLayout) -> float:
         """What the learning rate is multiplied by for the trained parameter `name` (LoRA+ trains B faster than A)."""
         return 1.0
+
+    def training_begins(self, model: nn.Module, total_steps: int) -> None:  # noqa: B027 - an optional hook
+        """Called once for each run, resumed ones too, before `prepare` and `restore`: how many optimizer steps the whole run has."""
 
     def batches_before_training(self) -> int:
         """How many training batches `prepare` wants to see."""
@@ -138,6 +162,11 @@ class Method(ABC):
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - an optional hook
         """Called after backward and the optimizer's update, before gradients are cleared. `step` counts from 1."""
+
+    def save_adapter(self, model: Any, folder: Path) -> None:
+        """Writes the adapter of the `PeftModel` that `apply` returned: it must load onto the untouched base and compute the same."""
+        # "auto" would look the base model up on the hub to see whether its vocabulary was resized; ftkit never resizes it.
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 
 class AdapterMethod(Method):

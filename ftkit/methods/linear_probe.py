@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from ftkit.models.facts import ModelFacts
     from ftkit.models.layout import ModelLayout
+    from ftkit.tasks.base import Task
+
+ADVICE = "A linear probe needs a task with a head (classification, tagging, span extraction); here use `lora`"
 
 
 class LinearProbe(Method):
@@ -45,6 +48,11 @@ class LinearProbe(Method):
             "train.weight_decay": Default(value=0.0, source="ftkit: a probe has few parameters and needs no penalty"),
         }
 
+    def task_refusal(self, task: Task, facts: ModelFacts) -> str:
+        if not (task.pretrained_head and facts.tied):
+            return ""
+        return f"{facts.model_type} as a language model has no head of its own: its output layer is its token embeddings. {ADVICE}"
+
     def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
         from ftkit.errors import ModelError
         from ftkit.models.trainable import train_only
@@ -53,7 +61,7 @@ class LinearProbe(Method):
         if not names:
             raise ModelError(
                 f"{layout.architecture} has no head of its own: its output layer shares its weights with the embeddings",
-                hint="A linear probe needs a task with a head (classification, tagging, span extraction); here use `lora`",
+                hint=ADVICE,
             )
         return train_only(model, names, layout)
 

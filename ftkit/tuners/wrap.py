@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -47,12 +48,19 @@ def task_type(model: nn.Module) -> TaskType | None:
 
 
 def wrap(
-    model: nn.Module, layout: ModelLayout, config: PeftConfig, declares: Callable[[str, ModelLayout], bool], **arguments: Any
+    model: nn.Module,
+    layout: ModelLayout,
+    config: PeftConfig,
+    declares: Callable[[str, ModelLayout], bool],
+    *,
+    constants: str = "",
+    **arguments: Any,
 ) -> PeftModel:
     """The model inside a PeftModel that trains exactly what `declares` says, head included, in float32.
 
     Sets the config's task type, its `modules_to_save` (PEFT by itself knows only heads of the usual names) and the name of
-    the base, which is never a path of this machine. arguments: passed on to `get_peft_model`.
+    the base, which is never a path of this machine. constants: part of the names of parameters that the tuner never trains, though
+    PEFT may mark them so. arguments: passed on to `get_peft_model`.
     Raises ModelError if another set of parameters would train, or if a newly initialized one would be left as it is.
     """
     register_tuners()
@@ -60,6 +68,9 @@ def wrap(
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = adapted_heads(layout) or None
     wrapped = get_peft_model(model, config, **arguments)
+    for name, parameter in wrapped.named_parameters():
+        if constants and constants in name:
+            parameter.requires_grad_(False)
     config.base_model_name_or_path = portable_name(getattr(model, "name_or_path", ""))
     hold_in_float32(wrapped, layout)
     _check(wrapped, config, layout, declares)
@@ -78,7 +89,10 @@ def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftMod
     config = PeftConfig.from_pretrained(str(folder))
     base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
     config.inference_mode = config.is_prompt_learning
-    wrapped = get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # AdaLoRA's rank pattern names parameters; PEFT checks it as if it named modules, and applies it later all the same.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        wrapped = get_peft_model(model, config)
     config.base_model_name_or_path, config.inference_mode = base_name, True
     saved = load_file(file)
     expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import atexit
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,26 +21,136 @@ from ftkit.registry import METHODS
 from tests.tiny import FAMILIES, HIDDEN_SIZE, tiny_config, tiny_model
 
 SOME = ("bert", "gpt2", "t5")
+PEFT_TYPES: Mapping[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "ADAMSS": ({"r": 8, "num_subspaces": 2}, ("bert", "llama")),
+    "C3A": ({"block_size": 8}, ("roberta", "t5")),
+    "DEFT": ({"r": 4}, ("bert", "gpt2")),
+    "DELORA": ({"r": 4}, ("vit", "llama")),
+    "FOURIERFT": ({"n_frequency": 50}, ("bert", "gpt2")),
+    "FROD": ({"sparse_rate": 0.2}, ("vit", "gpt2")),
+    # GLoRA also scales biases, which are zero in the tiny models that have some.
+    "GLORA": ({"r": 2}, ("t5", "llama")),
+    "GRALORA": ({"r": 4}, ("distilbert", "gpt2")),
+    "HIRA": ({"r": 4}, ("bert", "gpt2")),
+    "HRA": ({"r": 4}, ("vit", "t5")),
+    "LILY": ({"r": 4}, ("bert", "bart")),
+    "MISS": ({"r": 4}, ("roberta", "t5", "llama")),
+    "PEANUT": ({"r": 4}, ("deberta-v2", "llama")),
+    "PSOFT": ({"r": 4}, ("bert", "bart")),
+    "PVERA": ({"r": 8}, ("vit", "gpt2")),
+    "RANDLORA": ({"r": 4}, ("bert", "gpt2", "t5")),
+    "ROAD": ({"group_size": 8}, ("bert", "llama")),
+    "SHIRA": ({"r": 2}, ("roberta", "bart")),
+    "SUPERTUNING": ({"sparsity": 0.9}, ("vit", "t5")),
+    "TINYLORA": ({"u": 8}, ("bert", "gpt2")),
+    "UNILORA": ({"theta_d_length": 32}, ("vit", "gpt2")),
+    "VBLORA": ({"vector_length": 8, "num_vectors": 8, "r": 2}, ("bert", "gpt2")),
+    "WAVEFT": ({"n_frequency": 50}, ("roberta", "gpt2")),
+}
+"""Settings that fit the tiny models, and families to try on, for each type of the method `peft`."""
+
 VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
+    "adalora": [
+        # T5's classification head sees one position of the decoder, where a query matters so little that AdaLoRA takes it all ranks.
+        ({}, tuple(family for family in FAMILIES if family != "t5")),
+        ({"rank": 3, "initial_rank": 4, "targets": ["ffn_in", "ffn_out"], "dropout": 0.1, "orthogonality": 0.0}, SOME),
+    ],
+    "adapter": [
+        ({}, tuple(FAMILIES)),
+        ({"placement": "houlsby", "bottleneck": 3, "norms": True, "cross_attention": True}, ("bert", "gpt2", "t5", "bart", "vit")),
+        ({"placement": "parallel", "scaling": "learned", "layer_norm": "before", "dropout": 0.1}, (*SOME, "distilbert", "bart")),
+        (
+            {"layer_norm": "after", "bottleneck": None, "reduction_factor": 4.0, "blocks": [1], "norms": True},
+            ("deberta-v2", "llama", "bart"),
+        ),
+    ],
+    "adapter-fusion": [({}, tuple(FAMILIES)), ({"regularization": 0.0, "dropout": 0.1}, ("bert",))],
     "bitfit": [({}, tuple(FAMILIES)), ({"subset": "query-ffn"}, ("bert", "bart", "qwen2"))],
+    "boft": [({}, tuple(FAMILIES)), ({"factors": 2, "block_size": 2, "targets": ["query"], "dropout": 0.5}, SOME)],
+    "compacter": [
+        ({}, tuple(FAMILIES)),
+        ({"placement": "parallel", "rank": None, "shared_factors": False, "kronecker_terms": 2}, SOME),
+        ({"placement": "pfeiffer", "rank": 2, "norms": False, "bottleneck": 8}, ("distilbert", "qwen2", "bart")),
+    ],
+    "ia3": [({}, tuple(FAMILIES)), ({"targets": ["query", "attention_out", "ffn_in"], "blocks": [0]}, (*SOME, "bart", "vit"))],
+    "loha": [
+        ({}, tuple(FAMILIES)),
+        ({"rank": 3, "alpha": 5.0, "targets": "all-linear", "module_dropout": 0.2, "rank_dropout": 0.2}, ("roberta", "t5", "vit")),
+    ],
+    "lokr": [
+        ({}, tuple(FAMILIES)),
+        ({"rank": None, "targets": "all-linear"}, ("bert", "t5", "vit")),
+        ({"rank": 1, "decompose_both": True, "factor": 8, "init": "lycoris"}, ("bert", "bart")),
+    ],
     "lora": [
         ({}, tuple(FAMILIES)),
         ({"targets": "all-linear", "rslora": True, "rank": 3, "alpha": 5.0}, ("roberta", "gpt2", "bart", "vit")),
         ({"dora": True, "dropout": 0.1, "targets": ["re:.*(query|c_attn|SelfAttention.o)"]}, SOME),
         ({"init": "pissa", "rank": 4, "targets": "all-linear"}, SOME),
+        ({"init": "pissa", "pissa_iterations": 2, "rslora": True, "rank": 3}, SOME),
+        ({"init": "olora", "rank": 4, "dora": True, "targets": "all-linear"}, SOME),
+        ({"init": "eva", "rank": 4, "loraplus_lr_ratio": 4.0}, ("bert", "gpt2", "bart", "vit")),
         ({"init": "orthogonal", "rank": 4, "blocks": [1]}, SOME),
         ({"init": "gaussian", "targets": ["ffn_in", "key"]}, SOME),
+    ],
+    "oft": [
+        ({}, tuple(FAMILIES)),
+        ({"block_size": 4, "share_blocks": True, "exact": True, "targets": ["attention_out"]}, ("bert", "t5", "vit")),
     ],
     "partial": [
         ({}, tuple(FAMILIES)),
         ({"blocks": ["0"], "norms": True}, ("bert", "bart", "llama")),
         ({"pattern": "bias$", "embeddings": True}, ("bert", "vit")),
     ],
+    "p-tuning": [
+        ({}, tuple(FAMILIES)),
+        ({"length": 4, "network": "mlp", "hidden_size": 6}, ("roberta", "llama", "t5", "vit")),
+        ({"length": 3, "hidden_size": 4, "dropout": 0.3}, ("gpt2", "bart")),
+    ],
+    "prefix-tuning": [
+        ({}, tuple(FAMILIES)),
+        ({"length": 4, "reparametrization": True, "hidden_size": 6}, (*SOME, "deberta-v2", "qwen2", "bart", "vit")),
+        ({"length": 3, "reparametrization": False, "blocks": [1]}, (*SOME, "bart")),
+    ],
+    "prompt-tuning": [({}, tuple(FAMILIES)), ({"length": 3, "init": "random"}, (*SOME, "bart"))],
+    "peft": [({"type": kind, "config": config}, families) for kind, (config, families) in PEFT_TYPES.items()],
+    "vera": [
+        ({}, tuple(FAMILIES)),
+        ({"rank": 8, "d_initial": 1.0, "targets": "all-linear", "dropout": 0.1}, ("gpt2", "bart", "qwen2")),
+    ],
 }
 """Options to try beside the families to try them on. A method that is not listed is tried without options on all families."""
 
-CHANGE_THE_BASE = {"lora init=pissa"}
-"""Cases whose adapters move part of the base's weights, so that no second adapter can share the base."""
+REWRITTEN = {"lora init=pissa", "lora init=olora"}
+"""Cases that train beside a changed base, and whose adapter files are written against the untouched one."""
+
+
+@cache
+def _fusion_members(family: str) -> Mapping[str, Any]:
+    """Two adapters with random values, the same in every process."""
+    folder, members = Path(tempfile.mkdtemp(prefix="ftkit-members-")), []
+    atexit.register(shutil.rmtree, folder)
+    for seed in (1, 2):
+        model, layout = fresh_model(family, head_seed=seed)
+        member = make_method("adapter", {"bottleneck": 2 + seed}, family)
+        generator, model = torch.Generator().manual_seed(seed), member.apply(model, layout)
+        for name, parameter in model.named_parameters():
+            if member.declares(name, layout):
+                parameter.data.normal_(0, 0.3, generator=generator)
+        member.save_adapter(model, folder / str(seed))
+        members.append(str(folder / str(seed)))
+    return {"adapters": members}
+
+
+FITTING: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
+    "adapter": lambda _: {"bottleneck": 4},
+    "adapter-fusion": _fusion_members,
+    "multitask-prompt-tuning": lambda _: {"length": 5},
+    "oft": lambda _: {"block_size": 8},
+    "p-tuning": lambda _: {"length": 5},
+    "prompt-tuning": lambda _: {"length": 5},
+}
+"""By family: what the method needs, or what suits models this narrow (a bottleneck of one ReLU unit may learn nothing)."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +165,14 @@ class Case:
         return " ".join([self.method, *(f"{name}={value}" for name, value in self.options), self.family])
 
     @property
-    def shares_base(self) -> bool:
-        parts = [f"{self.method} {name}={value}" for name, value in self.options]
-        return CHANGE_THE_BASE.isdisjoint(parts)
+    def plain(self) -> bool:
+        """Without options; the types of `peft`, which need some sizes, are like methods without options."""
+        return {name for name, _ in self.options} <= {"type", "config"}
+
+    @property
+    def tolerance(self) -> float:
+        """Of logits computed from an adapter file; wider where the file adds up what the run computed otherwise."""
+        return 1e-5 if REWRITTEN & {f"{self.method} {name}={value}" for name, value in self.options} else 1e-6
 
 
 @cache
@@ -64,7 +183,7 @@ def facts_of(family: str) -> ModelFacts:
 def make_method(name: str, options: Mapping[str, Any], family: str) -> Method:
     """The method as a plan makes it: each option left at `auto` is filled in."""
     cls = METHODS.get(name)
-    typed = cls.Options(**options)
+    typed = cls.Options(**{**FITTING.get(name, lambda _: {})(family), **options})
     known = cls(typed).defaults(facts_of(family))
     fill = {key.removeprefix("method."): default.value for key, default in known.items() if key.startswith("method.")}
     return cls(typed.model_copy(update={key: value for key, value in fill.items() if getattr(typed, key) == "auto"}))
@@ -78,8 +197,11 @@ def all_cases() -> list[Case]:
     return list(_cases())
 
 
+TRAINING_METHODS = [name for name in METHODS.names() if METHODS.get(name).capabilities.trains]
+
+
 def _cases() -> Iterator[Case]:
-    for name in METHODS.names():
+    for name in TRAINING_METHODS:
         for options, families in VARIANTS.get(name, [({}, tuple(FAMILIES))]):
             for family in families:
                 if not make_method(name, options, family).refusal(facts_of(family)):
@@ -87,11 +209,20 @@ def _cases() -> Iterator[Case]:
 
 
 def frozen(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items())
+    """Options as something to look up by: lists and mappings become tuples."""
+    kinds = {list: tuple, dict: frozen}
+    return tuple((key, kinds[type(value)](value) if type(value) in kinds else value) for key, value in options.items())
 
 
-def thawed(options: tuple[tuple[str, Any], ...] | list[list[Any]]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in options}
+def thawed(options: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    """The inverse of `frozen`."""
+    return {key: _thawed(value) for key, value in options}
+
+
+def _thawed(value: Any) -> Any:
+    if not isinstance(value, tuple):
+        return value
+    return thawed(value) if value and all(isinstance(item, tuple) for item in value) else list(value)
 
 
 def fresh_model(family: str, head_seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, ModelLayout]:
@@ -137,6 +268,11 @@ def loss_of(model: nn.Module, family: str, inputs: dict[str, Tensor] | None = No
 def train(model: nn.Module, method: Method, family: str, steps: int, learning_rate: float = 1e-2) -> None:
     """Plain AdamW on the toy batch, with the method's own hooks."""
     torch.manual_seed(1)
+    method.training_begins(model, steps)
+    if method.batches_before_training():
+        model.eval()
+        method.prepare(model, [lambda: loss_of(model, family)] * 3)
+        model.zero_grad()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=learning_rate, weight_decay=0.0)
     model.train()
     for step in range(1, steps + 1):

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,19 +18,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ftkit.errors import ModelError
-from ftkit.methods.base import Capabilities
+from ftkit.methods.base import Capabilities, Method
 from ftkit.models.layout import ModelLayout
 from ftkit.models.trainable import load_trainable, to_uniform_dtype, trainable_state
 from ftkit.recipe.schema import Strict
 from ftkit.registry import METHODS
 from ftkit.tuners.wrap import load_adapter, merge
-from tests.methods.cases import Case, all_cases, batch_of, facts_of, fresh_model, logits_of, loss_of, make_method, method_of, train
+from tests.methods.cases import (
+    TRAINING_METHODS,
+    Case,
+    all_cases,
+    batch_of,
+    facts_of,
+    fresh_model,
+    logits_of,
+    loss_of,
+    make_method,
+    method_of,
+    thawed,
+    train,
+)
 from tests.tiny import FAMILIES
 
 CASES = all_cases()
-PLAIN_CASES = [case for case in CASES if not case.options]
+PLAIN_CASES = [case for case in CASES if case.plain]
 ADAPTER_CASES = [case for case in CASES if METHODS.get(case.method).capabilities.adapter]
-SHARING_CASES = [case for case in ADAPTER_CASES if case.shares_base]
 STEPS = 8
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -39,6 +52,7 @@ each_adapter_case = pytest.mark.parametrize("case", ADAPTER_CASES, ids=str)
 
 @dataclass
 class Trained:
+    method: Method
     model: nn.Module
     layout: ModelLayout
     before: dict[str, Tensor]
@@ -58,6 +72,7 @@ def trained(case: Case) -> Trained:
     loss_before = loss_of(model, case.family).item()
     train(model, method, case.family, STEPS)
     return Trained(
+        method=method,
         model=model,
         layout=layout,
         before=before,
@@ -91,7 +106,7 @@ def test_defaults_are_complete_and_sourced(name: str, family: str) -> None:
 
 
 def test_every_method_works_on_some_family() -> None:
-    assert {case.method for case in CASES} == set(METHODS.names())
+    assert {case.method for case in CASES} == set(TRAINING_METHODS)
 
 
 @each_case
@@ -179,8 +194,8 @@ def reloaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
             {name: tensor.contiguous() for name, tensor in trainable_state(run.model).items()}, folder / f"{number}.safetensors"
         )
         if case in ADAPTER_CASES:
-            run.model.save_pretrained(folder / str(number), save_embedding_layers=False)
-    cases = [[case.method, {key: value for key, value in case.options}, case.family] for case in CASES]
+            run.method.save_adapter(run.model, folder / str(number))
+    cases = [[case.method, thawed(case.options), case.family] for case in CASES]
     (folder / "cases.json").write_text(json.dumps(cases))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[2]
@@ -196,7 +211,7 @@ def test_another_process_gets_equal_logits(case: Case, reloaded: dict[str, Tenso
     assert len(found) == (3 if case in ADAPTER_CASES else 1)
     for name in found:
         torch.testing.assert_close(
-            reloaded[name], trained(case).logits, atol=1e-6, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            reloaded[name], trained(case).logits, atol=case.tolerance, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
         )
 
 
@@ -215,7 +230,7 @@ def test_state_with_another_key_set_is_refused(case: Case) -> None:
 @each_adapter_case
 def test_adapter_file_without_a_key_is_refused(case: Case, tmp_path: Path) -> None:
     run = trained(case)
-    run.model.save_pretrained(tmp_path, save_embedding_layers=False)
+    run.method.save_adapter(run.model, tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
     del tensors[sorted(tensors)[-1]]
@@ -228,13 +243,16 @@ def test_adapter_file_without_a_key_is_refused(case: Case, tmp_path: Path) -> No
 def test_merges_or_says_that_it_cannot(case: Case) -> None:
     run = trained(case)
     model = copy.deepcopy(run.model)
-    if not METHODS.get(case.method).capabilities.merge:
+    if not run.method.capabilities.merge:
         with pytest.raises((NotImplementedError, AttributeError, ValueError)):
             merge(model)
         return
     model.merge_adapter()
     torch.testing.assert_close(logits_of(model, case.family), run.logits, atol=1e-5, rtol=0)
-    model.unmerge_adapter()
+    with warnings.catch_warnings():
+        # PEFT says so of each division by trained factors; how exact it is is checked here.
+        warnings.filterwarnings("ignore", "Unmerge result can be inaccurate")
+        model.unmerge_adapter()
     for name, parameter in run.model.named_parameters():
         torch.testing.assert_close(dict(model.named_parameters())[name], parameter, atol=1e-6, rtol=0)
     merged = merge(model)
@@ -245,7 +263,7 @@ def test_merges_or_says_that_it_cannot(case: Case) -> None:
     torch.testing.assert_close(logits_of(plain, case.family), run.logits, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("case", SHARING_CASES, ids=str)
+@each_adapter_case
 def test_two_adapters_share_a_base(case: Case, tmp_path: Path) -> None:
     first = trained(case)
     model, layout = fresh_model(case.family, head_seed=3)
@@ -253,21 +271,21 @@ def test_two_adapters_share_a_base(case: Case, tmp_path: Path) -> None:
     model = method.apply(model, layout)
     train(model, method, case.family, 3, learning_rate=3e-2)
     second_logits = logits_of(model, case.family)
-    first.model.save_pretrained(tmp_path / "first", save_embedding_layers=False)
-    model.save_pretrained(tmp_path / "second", save_embedding_layers=False)
+    first.method.save_adapter(first.model, tmp_path / "first")
+    method.save_adapter(model, tmp_path / "second")
     base, layout = fresh_model(case.family, head_seed=4)
     base_logits = logits_of(base, case.family)
     both = load_adapter(base, layout, tmp_path / "first")
     both.load_adapter(tmp_path / "second", "second")
     for name, logits in (("second", second_logits), ("default", first.logits), ("second", second_logits)):
         both.set_adapter(name)
-        torch.testing.assert_close(logits_of(both, case.family), logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(logits_of(both, case.family), logits, atol=case.tolerance, rtol=0)
     assert not torch.allclose(first.logits, second_logits, atol=1e-3)
     with both.disable_adapter():
         torch.testing.assert_close(logits_of(both, case.family), base_logits, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", METHODS.names())
+@pytest.mark.parametrize("name", TRAINING_METHODS)
 def test_merged_half_precision_models_get_one_type(name: str) -> None:
     model, layout = fresh_model("bert", dtype=torch.bfloat16)
     model = make_method(name, {}, "bert").apply(model, layout)
@@ -283,6 +301,7 @@ def test_adapters_hold_no_path_of_this_machine(tmp_path: Path) -> None:
         if METHODS.get(name).capabilities.adapter:
             model, layout = fresh_model("bert")
             model.name_or_path = str(tmp_path / "secret" / "my-model")
-            make_method(name, {}, "bert").apply(model, layout).save_pretrained(tmp_path / name, save_embedding_layers=False)
+            method = make_method(name, {}, "bert")
+            method.save_adapter(method.apply(model, layout), tmp_path / name)
             config = json.loads((tmp_path / name / "adapter_config.json").read_text())
             assert config["base_model_name_or_path"] == "my-model"
