@@ -14,9 +14,9 @@ from typer.main import get_command
 
 from ftkit import __version__
 from ftkit.cli import catalog, checking, doctor, machine, runs, shipped, starting, training
-from ftkit.cli.failure import BROKEN_PIPE, USAGE_ERROR, abandon_standard_output, guarded, print_problems
-from ftkit.cli.output import prepare_streams, say, standard_output_for_documents
-from ftkit.errors import EXIT_CODES, Problem
+from ftkit.cli.failure import BROKEN_PIPE, USAGE_ERROR, abandon_standard_output, guarded, print_problems, unwritable_output
+from ftkit.cli.output import naming_standard_output, prepare_streams, say, standard_output_for_documents
+from ftkit.errors import EXIT_CODES
 
 EPILOG = "\n\n".join(["Exit codes:", *(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())])
 TRAINING, RUNS, LOOKING_UP, STARTING = "Train", "Use a run", "Look up", "Start"
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         get_command(app).main(given, prog_name="ftkit")
     prepare_streams()
     _silence_notices()
-    as_json = "--json" in given
+    as_json, code = "--json" in given, 0
     try:
         with standard_output_for_documents() if as_json else nullcontext():
             code = guarded(lambda: _run(given), as_json=as_json)
@@ -78,12 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         abandon_standard_output()
         code = BROKEN_PIPE
     except OSError as error:
-        abandon_standard_output()
-        problem = Problem(
-            message=f"cannot be written to ({error.strerror})", place="standard output", hint="Free space, or redirect it"
-        )
-        print_problems([problem])
-        code = USAGE_ERROR
+        problem = unwritable_output(error)
+        if not code:
+            print_problems([problem])
+        code = code or USAGE_ERROR
     sys.exit(code)
 
 
@@ -97,6 +95,7 @@ def _silence_notices() -> None:
 def _run(arguments: list[str]) -> int:
     """Parses and runs one command. Not Click's own `main`, which words errors its own way and swallows broken pipes."""
     command = get_command(app)
-    with command.make_context("ftkit", arguments) as context:
+    prints_help = not {"-h", "--help"}.isdisjoint(arguments)
+    with naming_standard_output() if prints_help else nullcontext(), command.make_context("ftkit", arguments) as context:
         command.invoke(context)
     return 0

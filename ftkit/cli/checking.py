@@ -19,8 +19,11 @@ def validate(recipe: RecipeFile, overrides: Overrides = None, as_json: AsJson = 
     """
     load_plugins(plugins)
     from ftkit import api
+    from ftkit.cli.display import make_progress
 
-    report = api.validate(api.load_recipe(recipe_file(recipe), overrides or ()))
+    checked = api.load_recipe(recipe_file(recipe), overrides or ())
+    with make_progress(as_json=as_json) as display:
+        report = api.validate(checked, observer=display)
     if as_json:
         emit(report)
         return

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from ftkit.cli.failure import abandon_standard_output
 from ftkit.cli.output import clean, console, drawn_table, is_terminal, one_line, say, shown_number, shown_seconds
-from ftkit.cli.summary import metric_table, next_commands, run_facts
+from ftkit.cli.pace import Pace
+from ftkit.cli.summary import WARNING, metric_table, next_commands, run_facts
 from ftkit.run.observer import Observer
 
 if TYPE_CHECKING:
     from ftkit.training.events import EvaluationEvent, StepEvent
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_FAR_LINES = 60.0
 SHARE_BETWEEN_LINES = 0.1
 METRICS_SHOWN = 5
 """Metrics in a row of the table of evaluations; the summary has all."""
@@ -59,19 +61,30 @@ class QuietDisplay(Display):
 
 
 class PlainDisplay(Display):
-    """A line for each stage and evaluation, and one for a step every 10 seconds or 10 % of the steps.
+    """A line for each stage and evaluation, one for a step every 10 seconds or 10 % of the steps, and some for rows that take long.
 
     A reader that goes away (`ftkit train ... | head`) does not end the run.
     """
 
     def __init__(self) -> None:
+        self._rows = _RowLines("")
         self._total = self._step_of_last_line = 0
         self._time_of_last_line = 0.0
         self._best_metric = ""
 
     def stage(self, name: str) -> None:
         """Prints the stage."""
+        self._rows = _RowLines(name)
         self._say(name)
+
+    def part(self, name: str) -> None:
+        """Counts anew."""
+        self._rows = _RowLines(name)
+
+    def progress(self, done: int, total: int | None, share: float | None = None) -> None:
+        """Prints a line if one is due."""
+        if line := self._rows.line(done, total, share):
+            self._say(line)
 
     def note(self, text: str) -> None:
         """Prints the note."""
@@ -118,6 +131,25 @@ class PlainDisplay(Display):
             abandon_standard_output()
 
 
+class _RowLines:
+    """The lines about the rows of a stage or part: the first after 10 seconds, then every 10 % or minute, and one at the end."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._pace = name, Pace(time.monotonic)
+        self._last, self._share, self._any = time.monotonic(), 0.0, False
+
+    def line(self, done: int, total: int | None, share: float | None) -> str:
+        """A line, '' if none is due."""
+        now, known = time.monotonic(), done / total if total else share or 0.0
+        figures = self._pace.figures(done, total, share)
+        waited = now - self._last
+        far = not self._any or known - self._share > SHARE_BETWEEN_LINES - 1e-9 or waited >= SECONDS_BETWEEN_FAR_LINES
+        if not (waited >= SECONDS_BETWEEN_LINES and far) and not (self._any and done == total):
+            return ""
+        self._last, self._share, self._any = now, known, True
+        return f"{self._name}: {figures}"
+
+
 class RichDisplay(Display):
     """Spinners, a progress bar with figures, a row for each evaluation, and a closing panel."""
 
@@ -127,6 +159,7 @@ class RichDisplay(Display):
         self._task: Any = None
         self._stage = ""
         self._started = 0.0
+        self._pace = Pace()
         self._total = 0
         self._best_metric = ""
         self._metrics: list[str] = []
@@ -135,15 +168,23 @@ class RichDisplay(Display):
     def stage(self, name: str) -> None:
         """Marks the last stage as done and spins for this one."""
         self._end_stage()
-        self._stage, self._started = one_line(name), time.monotonic()
+        self._stage, self._started, self._pace = one_line(name), time.monotonic(), Pace()
         self._live = _progress(self._console)
         self._task = self._live.add_task(self._stage, total=None, figures="")
         self._live.start()
 
-    def progress(self, done: int, total: int) -> None:
-        """Moves the bar of the current stage."""
+    def part(self, name: str) -> None:
+        """Shows the part in place of the stage, and counts anew."""
+        self._pace = Pace()
         if self._live is not None:
-            self._live.update(self._task, completed=done, total=total, figures=f"{done:,}/{total:,}")
+            self._live.remove_task(self._task)
+            self._task = self._live.add_task(one_line(name), total=None, figures="")
+
+    def progress(self, done: int, total: int | None, share: float | None = None) -> None:
+        """Moves the bar of the current stage or part."""
+        if self._live is not None:
+            completed, whole = (done, total) if total is not None or share is None else (share, 1.0)
+            self._live.update(self._task, completed=completed, total=whole, figures=self._pace.figures(done, total, share))
 
     def note(self, text: str) -> None:
         """Prints the note above what moves."""
@@ -230,8 +271,8 @@ def summary_panel(results: Mapping[str, Any]) -> Any:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in run_facts(results).items():
-        missed = "NOT MET" in value
-        grid.add_row(Text(one_line(name)), Text(one_line(value), style="bold red" if missed else ""))
+        alarming = name == WARNING or "NOT MET" in value
+        grid.add_row(Text(one_line(name)), Text(one_line(value), style="bold red" if alarming else ""))
     parts = [drawn_table(columns, rows, right=columns[1:]), grid] if rows else [grid]
     title = Text(one_line(f"{results.get('task', '')} · {results.get('method', '')}").strip(" ·"))
     return Panel(Group(*parts), title=title, border_style="green" if results.get("exit_code") in (0, None) else "red")

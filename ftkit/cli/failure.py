@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import typer
 
-from ftkit.cli.output import clean, console, emit, is_terminal, say, standard_output_for_documents
+from ftkit.cli.output import STANDARD_OUTPUT, clean, console, emit, is_terminal, say, standard_output_for_documents
 from ftkit.errors import FtkitError, Problem
 
 USAGE_ERROR = 2
@@ -48,6 +48,9 @@ def guarded(command: Callable[[], int], *, as_json: bool) -> int:
 
 def abandon_standard_output() -> None:
     """Sends what is still to be written to standard output nowhere, after its reader has gone."""
+    if sys.stdout is sys.stderr:
+        # Only documents go to standard output at the moment, and nothing of them is left.
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, sys.stdout.fileno())
@@ -83,7 +86,7 @@ def _draw(problem: Problem, kind: str) -> None:
 
 
 def _report(kind: str, problems: Sequence[Problem], exit_code: int, as_json: bool) -> int:
-    if not as_json:
+    if not as_json or any(problem.place == STANDARD_OUTPUT for problem in problems):
         print_problems(problems)
         return exit_code
     document = {"kind": kind, "exit_code": exit_code, "problems": [problem.to_json() for problem in problems]}
@@ -102,8 +105,17 @@ def _usage_problem(error: Exception) -> Problem:
 def _file_system_problem(error: OSError) -> Problem:
     """What the file system refused: a full disk, a folder where a file should be, a missing permission."""
     place = str(error.filename2 or error.filename or "")
+    if place == STANDARD_OUTPUT:
+        return unwritable_output(error)
     hint = "Check the path, its permissions and the free space"
     return Problem(message=f"the file system refused: {error.strerror or error}", place=place, hint=hint)
+
+
+def unwritable_output(error: OSError) -> Problem:
+    """What keeps standard output from being written to. What is still to be written there goes nowhere from now on."""
+    abandon_standard_output()
+    message = f"cannot be written to ({error.strerror or error})"
+    return Problem(message=message, place=STANDARD_OUTPUT, hint="Free space, or redirect it")
 
 
 def _internal_problem(error: Exception) -> Problem:

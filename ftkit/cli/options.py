@@ -22,6 +22,14 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+PredictionOptions = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Options of the task for prediction alone, under other values than in training: `task.generation.max_new_tokens=64`.",
+        show_default=False,
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `ftkit train` printed it.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; everything else on standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the run folder, nothing else.")]

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ftkit.files import json_text
@@ -58,9 +58,31 @@ def is_terminal(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("CI", "").lower() not in ("1", "true", "yes") and os.environ.get("TERM") != "dumb"
 
 
+STANDARD_OUTPUT = "standard output"
+
+
+@contextmanager
+def naming_standard_output() -> Iterator[None]:
+    """Gives errors of writing to standard output its name, which Python does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or STANDARD_OUTPUT
+        raise
+
+
 def say(text: object = "", *, to: TextIO | None = None) -> None:
     """Prints cleaned text and a line break (default: on standard output)."""
-    (to or sys.stdout).write(clean(text) + "\n")
+    write(clean(text) + "\n", to=to)
+
+
+def write(text: str, *, to: TextIO | None = None, flush: bool = False) -> None:
+    """Writes text as it is (default: to standard output). Raises OSError with the name of what cannot be written to."""
+    stream = to or sys.stdout
+    with naming_standard_output() if stream is sys.stdout else nullcontext():
+        stream.write(text)
+        if flush:
+            stream.flush()
 
 
 def console(stream: TextIO) -> Console:
@@ -88,7 +110,8 @@ def standard_output_for_documents() -> Iterator[None]:
     sys.stdout = sys.stderr
     try:
         yield
-        _document_stream.flush()
+        with naming_standard_output():
+            _document_stream.flush()
     finally:
         sys.stdout = before
         if kept is not None:
@@ -123,8 +146,9 @@ def _close_quietly(stream: TextIO) -> None:
 def emit(value: Any, *, indent: int | None = 2) -> None:
     """Writes a value to standard output as strict JSON with a line break; control characters are escaped."""
     stream = _document_stream or sys.stdout
-    stream.write(document_text(value, indent=indent) + "\n")
-    stream.flush()
+    with naming_standard_output():
+        stream.write(document_text(value, indent=indent) + "\n")
+        stream.flush()
 
 
 def document_text(value: Any, *, indent: int | None = None) -> str:

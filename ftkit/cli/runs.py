@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftkit.cli.options import AllowCode, AsJson, Plugins, Run, load_plugins, refuse_both
+from ftkit.cli.options import AllowCode, AsJson, Plugins, PredictionOptions, Run, load_plugins, refuse_both
 from ftkit.cli.output import (
     document_text,
     emit,
@@ -38,6 +37,7 @@ class ExportFormat(str, Enum):
 
 def evaluate(
     run: Run,
+    options: PredictionOptions = None,
     split: Annotated[
         str | None, typer.Option("--split", help="A split of the run's recipe (default: test).", show_default=False)
     ] = None,
@@ -50,7 +50,7 @@ def evaluate(
 ) -> None:
     """Measure a run on a split of its recipe, or on other data."""
     refuse_both(split=split, data=data)
-    predictor = _load(run, plugins, allow_code, as_json)
+    predictor = _load(run, options, plugins, allow_code, as_json)
     found = predictor.evaluate(split=split or "test", data=data)
     if as_json:
         emit(found)
@@ -65,6 +65,7 @@ def evaluate(
 
 def predict(
     run: Run,
+    options: PredictionOptions = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -77,10 +78,21 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Option("--text", help="A text to predict, instead of --input. Repeatable.", show_default=False)
     ] = None,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Answer what is typed, line by line; generated text as it is written.")
+    ] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="FILE", help="Where to write (default: standard output).", show_default=False),
+        typer.Option(
+            "--output",
+            metavar="FILE",
+            help="Where to write (default: standard output). A table if it ends in .csv or .tsv, else JSON lines.",
+            show_default=False,
+        ),
     ] = None,
+    keep_columns: Annotated[
+        bool, typer.Option("--keep-columns", help="Put all columns of a row before its result, not only its `id`.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at a time (default: as in training).", show_default=False)
     ] = None,
@@ -92,15 +104,24 @@ def predict(
 
     Rows stand under the column names of the training data; targets are not needed.
     """
-    refuse_both(input=source, text=texts)
+    refuse_both(input=source, text=texts, interactive=interactive)
+    for name, given in {"--json": as_json, "--output": output, "--keep-columns": keep_columns, "--batch-size": batch_size}.items():
+        if interactive and given:
+            raise typer.BadParameter(f"{name} has no effect with --interactive; leave it out, or give rows by --input or --text")
+    if interactive:
+        _converse(run, options, plugins, allow_code)
+        return
     if not source and not texts:
-        raise typer.BadParameter("give --input FILE, --input - or --text TEXT")
+        raise typer.BadParameter("give --input FILE, --input -, --text TEXT or --interactive")
     if output is not None and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"--output {output}: there is no folder {output.absolute().parent}")
+    from ftkit.cli.predictions import write_predictions
+
     with standard_output_for_documents():
-        predictor = _load(run, plugins, allow_code, as_json)
+        predictor = _load(run, options, plugins, allow_code, as_json)
         rows: Iterable[Any] = texts if texts else predictor.read(str(source))
-        _write(predictor.predict(rows, batch_size=batch_size), output, as_json)
+        found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns)
+        write_predictions(found, output, as_json=as_json)
 
 
 def export(
@@ -139,51 +160,22 @@ def _refuse_unfinished(run: Path) -> None:
     finished_results(read_run(run))
 
 
-def _load(run: Path, plugins: list[Path] | None, allow_code: bool, as_json: bool) -> Predictor:
-    _refuse_unfinished(run)
+def _load(run: Path, options: Sequence[str] | None, plugins: list[Path] | None, allow_code: bool, as_json: bool) -> Predictor:
     load_plugins(plugins)
     from ftkit import api
     from ftkit.cli.display import make_progress
 
     with make_progress(as_json=as_json) as display:
         display.stage("loading the run")
-        return api.load(run, allow_code=allow_code)
+        return api.load(run, options or (), allow_code=allow_code)
 
 
-def _write(predictions: Iterator[dict[str, Any]], output: Path | None, as_json: bool) -> None:
-    if output is None:
-        if as_json:
-            emit({"predictions": list(predictions)})
-            return
-        for prediction in predictions:
-            emit(prediction, indent=None)
-        return
-    count = _write_file(predictions, output)
-    if as_json:
-        emit({"output": str(output.absolute()), "rows": count})
-    else:
-        say(f"{count:,} predictions in {output}")
+def _converse(run: Path, options: Sequence[str] | None, plugins: list[Path] | None, allow_code: bool) -> None:
+    from ftkit.cli.interactive import converse
 
-
-def _write_file(predictions: Iterator[dict[str, Any]], output: Path) -> int:
-    """Writes JSON lines; the file appears when it is whole. What is no file (a pipe, a device) is written to as it is."""
-    output, count = output.resolve(), 0
-    if output.exists() and not output.is_file():
-        with output.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            for prediction in predictions:
-                stream.write(document_text(prediction) + "\n")
-                count += 1
-        return count
-    temporary = output.with_name(f".tmp-{output.name}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-            for prediction in predictions:
-                stream.write(document_text(prediction) + "\n")
-                count += 1
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
+    predictor = _load(run, options, plugins, allow_code, as_json=False)
+    recipe = predictor.plan.recipe
+    converse(predictor.session(), title=f"{recipe.task.name}, {recipe.method.name} on {recipe.model.name}")
 
 
 def _print_details(name: str, table: Any) -> None:

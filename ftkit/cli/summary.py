@@ -9,6 +9,7 @@ from typing import Any
 from ftkit.cli.output import one_line, shown_mib, shown_number, shown_seconds, shown_share
 
 METRIC_COLUMN = "metric"
+WARNING = "warning"
 
 
 def metric_table(splits: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -38,6 +39,8 @@ def value_with_interval(split: Mapping[str, Any], metric: str) -> str:
 def run_facts(results: Mapping[str, Any]) -> dict[str, str]:
     """The lines of a summary, by name. What the results do not hold is left out."""
     facts = {"status": _status(results)}
+    if warning := results.get("warning"):
+        facts[WARNING] = warning
     if parameters := results.get("parameters"):
         facts["trained"] = f"{shown_share(parameters['trainable'], parameters['total'])} parameters"
     if results.get("best", {}).get("step") is not None:

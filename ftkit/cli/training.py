@@ -44,6 +44,8 @@ def train(
         emit(result.results)
     else:
         _report_missed_gates(result.results)
+        if quiet:
+            _report_warning(result.results)
     raise typer.Exit(result.exit_code)
 
 
@@ -54,3 +56,11 @@ def _report_missed_gates(results: dict) -> None:
 
     missed = [gate for gate in results.get("gates") or () if not gate["passed"]]
     print_problems([Problem(message=gate_text(gate), key=f"expect.{gate['metric']}") for gate in missed])
+
+
+def _report_warning(results: dict) -> None:
+    from ftkit.cli.failure import print_problems
+    from ftkit.errors import Problem
+
+    if warning := results.get("warning"):
+        print_problems([Problem(message=warning)], kind="warning")

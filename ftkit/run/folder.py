@@ -12,12 +12,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ftkit.errors import Problem, RunFolderError
+from ftkit.errors import FtkitError, Problem, RunFolderError
 from ftkit.files import json_text, read_json, write_json
 
 RESULTS, METRICS, PLAN, RECIPE, LOCK, TASK, LOG, CARD, PROBE = (
     "results.json", "metrics.jsonl", "plan.yaml", "recipe.yaml", "lock.json", "task.json", "log.txt", "README.md", "probe.safetensors",
 )  # fmt: skip
+
+REFUSED = 2
+"""Exit code of what the recipe, the data or the model make impossible."""
+
+BEFORE_THE_RUN = {".lock", LOG}
+"""All that a run leaves that ends before it has encoded its rows."""
 
 
 @dataclass
@@ -27,11 +33,13 @@ class RunFolder:
     `recipe.yaml` as given, `plan.yaml` complete and runnable, `lock.json`, `task.json` (what the task learned from the training
     rows), `probe.safetensors` (a batch that exports are compared on), `metrics.jsonl`, `results.json`, `checkpoints/`,
     `export/`, `log.txt`, `README.md` (model card). moved_aside: where --overwrite put what was there before.
+    made: whether the folder was not there before.
     """
 
     path: Path
     resumed: bool = False
     moved_aside: Path | None = None
+    made: bool = False
     _guard: int | None = None
 
     @property
@@ -52,6 +60,20 @@ class RunFolder:
         if self._guard is not None:
             os.close(self._guard)
             self._guard = None
+        if isinstance(error, FtkitError) and error.exit_code == REFUSED:
+            self._leave_no_trace()
+
+    def _leave_no_trace(self) -> None:
+        """A run that is refused before it has a plan (by what only encoding or loading shows) is none: everything is as it was."""
+        left = {entry.name for entry in self.path.iterdir()}
+        if not left <= {LOG, ".lock"}:
+            return
+        for name in left:
+            (self.path / name).unlink()
+        if self.made:
+            self.path.rmdir()
+        if self.moved_aside is not None:
+            os.replace(self.moved_aside, self.path)
 
     def write(self, name: str, value: Any) -> None:
         """Atomically writes a JSON file of the folder."""
@@ -68,12 +90,13 @@ class RunFolder:
 def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether the folder already holds files. Changes nothing.
 
-    A folder that holds anything is refused unless `resume` (it must be a run) or `overwrite` (it is moved aside, never deleted).
+    A folder that holds anything is refused unless `resume` (it must be a run) or `overwrite` (it is moved aside, never deleted). The
+    log of a run that ended before it wrote anything else does not count.
     Raises RunFolderError.
     """
     if path.exists() and not path.is_dir():
         raise _refused(path, "is a file", "Choose another --output")
-    used = path.is_dir() and any(entry.name != ".lock" for entry in path.iterdir())
+    used = path.is_dir() and any(entry.name not in BEFORE_THE_RUN for entry in path.iterdir())
     if used and resume:
         if not (path / PLAN).is_file():
             raise _refused(path, "holds no run to resume", "Choose another --output, or --overwrite to move it aside")
@@ -95,8 +118,9 @@ def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:
         moved = _free_name(path)
         with RunFolder(path):  # refuses while another process works in it
             os.replace(path, moved)
-        return RunFolder(_made(path), moved_aside=moved)
-    return RunFolder(_made(path))
+        return RunFolder(_made(path), moved_aside=moved, made=True)
+    existed = path.is_dir()
+    return RunFolder(_made(path), made=not existed)
 
 
 def _made(path: Path) -> Path:

@@ -14,6 +14,7 @@ from ftkit.recipe.plan import Plan, recipe_values
 from ftkit.run.machine import describe_machine, git_revision, versions
 
 NOT_TRAINING = ("output", "export", "expect", "trackers")
+NOT_TRAINING_DATA = ("cache", "num_workers")
 NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size")
 
 
@@ -48,7 +49,7 @@ def training_values(plan: Plan) -> dict[str, Any]:
     """The part of the plan that decides the course of training."""
     values = {key: value for key, value in recipe_values(plan.recipe).items() if key not in NOT_TRAINING}
     values["train"] = {key: value for key, value in values["train"].items() if key not in NOT_TRAINING_TRAIN}
-    values["data"] = {key: value for key, value in values["data"].items() if key != "cache"}
+    values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_TRAINING_DATA}
     return values
 
 

@@ -15,8 +15,12 @@ class Observer:
     def stage(self, name: str) -> None:
         """A part of the run begins: `reading data`, `encoding train`, `loading the model`, `training`, `exporting merged` ..."""
 
-    def progress(self, done: int, total: int) -> None:
-        """Progress of the current stage, where it has one (rows encoded, batches evaluated)."""
+    def part(self, name: str) -> None:
+        """A part of the current stage begins, where it has some: `reading train`, `checking train`, `dividing rows` ..."""
+
+    def progress(self, done: int, total: int | None, share: float | None = None) -> None:
+        """Rows done of the current stage or part, of `total`. total: None while a file is read, whose rows nobody has counted; then
+        `share` is the share of its bytes that is read (0 to 1), if that is known. Called often."""
 
     def note(self, text: str) -> None:
         """Something the user should know; also written to log.txt."""
@@ -46,9 +50,13 @@ class RecordingObserver(Observer):
         self._log.info(name)
         self._inner.stage(name)
 
-    def progress(self, done: int, total: int) -> None:
+    def part(self, name: str) -> None:
         """See Observer."""
-        self._inner.progress(done, total)
+        self._inner.part(name)
+
+    def progress(self, done: int, total: int | None, share: float | None = None) -> None:
+        """See Observer."""
+        self._inner.progress(done, total, share)
 
     def note(self, text: str) -> None:
         """See Observer; also kept for the results."""

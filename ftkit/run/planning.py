@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ftkit.data.features import encode_checked
+from ftkit.data.encoding import encode_checked
 from ftkit.data.splits import Splits, load_splits
 from ftkit.models.facts import ModelFacts, read_facts
 from ftkit.recipe.plan import Plan, make_plan, recipe_values
@@ -34,10 +34,13 @@ def _gpu_computes_bf16() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
 
 
-def validation_report(recipe: Recipe) -> dict[str, Any]:
+def validation_report(recipe: Recipe, observer: Observer | None = None) -> dict[str, Any]:
     """Everything that can be checked without torch: recipe, model folder, method against model, every data row."""
+    watching = observer or Observer()
+    watching.stage("checking the recipe")
     plan = make_plan_here(recipe)
-    splits = load_splits(plan.recipe.data, plan.task(), recipe.origin.base)
+    watching.stage("reading data")
+    splits = load_splits(plan.recipe.data, plan.task(), recipe.origin.base, watching)
     return {
         "plan": recipe_values(plan.recipe),
         "sources": dict(plan.sources),
@@ -59,13 +62,13 @@ def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code:
     task = plan.task()
     task.allow_code = allow_code
     watching.stage("reading data")
-    splits = load_splits(plan.recipe.data, task, recipe.origin.base)
+    splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
     processor, key = prepare_processor(plan)
-    stores = encode_splits(splits, task, processor, key, cache=plan.recipe.data.cache, observer=watching)
+    data = plan.recipe.data
+    stores = encode_splits(splits, task, processor, key, cache=data.cache, observer=watching, num_workers=data.num_workers)
     watching.stage("loading the model")
     prepared = prepare_model(plan, task, processor, seed=plan.recipe.seed, allow_code=allow_code)
     parameters = trainable_report(prepared.model, prepared.layout)
-    longest = max(int(store.lengths.max()) for store in stores.values())
     return {
         "recipe": recipe_values(plan.recipe),
         "yaml": plan.to_yaml(),
@@ -73,7 +76,7 @@ def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code:
         "splits": _split_facts(splits, stores, task),
         "parameters": parameters,
         "steps": _steps(plan, stores["train"], splits, task, processor),
-        "memory": _memory(plan, parameters, longest),
+        "memory": _memory(prepared, stores, parameters),
         "disk": _disk(plan, parameters),
         "notes": list(splits.notes),
     }
@@ -119,26 +122,19 @@ def _steps(plan: Plan, store: Any, splits: Splits, task: Any, processor: Any) ->
     return {"total": total, "per_epoch": per_epoch, "warmup": warmup_steps(train, total)}
 
 
-def _memory(plan: Plan, parameters: Mapping[str, Any], longest: int) -> dict[str, float]:
-    """MiB of weights, gradients and optimizer state (exact) and of activations of the largest batch (an estimate).
+def _memory(prepared: Any, stores: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, float]:
+    """MiB of weights, gradients and optimizer state (exact) and of activations of the largest batch (see `run.activations`)."""
+    from ftkit.models.quantization import weight_bytes
+    from ftkit.run.activations import largest_batch_bytes
 
-    The activation estimate is that of Korthikanti et al. 2022 (arXiv 2205.05198, eq. 1-2) for 16-bit numbers, scaled to the
-    precision in use and without their attention-score term, since scaled-dot-product attention does not keep the scores.
-    """
-    recipe, facts = plan.recipe, plan.facts
-    train = recipe.train
-    weight_bytes = FLOAT32_BYTES if recipe.model.dtype in ("auto", "float32") else 2
-    trained, total = parameters["trainable"], parameters["total"]
+    train = prepared.plan.recipe.train
+    trained = parameters["trainable"]
     states = OPTIMIZER_STATES[train.optimizer] + (1.0 if train.momentum else 0.0)
-    rows = train.batch_size if train.max_tokens is None else max(1, min(train.batch_size, train.max_tokens // max(1, longest)))
-    scale = 2.0 if train.precision == "fp32" else 1.0
-    per_block = 34 * longest * rows * facts.hidden_size * scale
-    blocks = 1.0 + 2.0 * facts.block_count / 34 if train.gradient_checkpointing else float(facts.block_count)
     found = {
-        "weights": ((total - trained) * weight_bytes + trained * FLOAT32_BYTES) / MIB,
+        "weights": sum(weight_bytes(parameter) for parameter in prepared.model.parameters()) / MIB,
         "gradients": trained * FLOAT32_BYTES / MIB,
         "optimizer": trained * states * FLOAT32_BYTES / MIB,
-        "activations_estimate": per_block * blocks / MIB,
+        "activations_estimate": largest_batch_bytes(prepared, stores["train"]) / MIB,
     }
     return {**found, "total_estimate": sum(found.values())}
 

@@ -1,18 +1,19 @@
-"""A trained run, ready to predict and to be evaluated."""
+"""A trained run, ready to predict and to be evaluated. Importing this loads no torch: what is wrong with a run shows without it."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
-
-from accelerate import Accelerator
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ftkit.data.building import table_from_rows
 from ftkit.data.columns import find_columns, load_files
+from ftkit.data.features import FeatureStore
+from ftkit.data.pool import number_of_workers
 from ftkit.data.problems import shorten
 from ftkit.data.sources import read_source
 from ftkit.data.splits import load_rows, load_splits
@@ -23,23 +24,30 @@ from ftkit.models.facts import read_facts
 from ftkit.models.quiet import quiet_libraries
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import Plan
-from ftkit.recipe.schema import LARGEST_BATCH, SourceSpec
+from ftkit.recipe.schema import LARGEST_BATCH, Recipe, SourceSpec
+from ftkit.registry import TASKS
+from ftkit.run.carried_columns import carried_columns
 from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
-from ftkit.run.wiring import Prepared, encode_rows, load_weights, make_accelerator, prepare_model, prepare_processor
 from ftkit.tasks.base import Task
-from ftkit.training.checkpoint import open_checkpoint
-from ftkit.training.evaluation import evaluate, predict_features
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ftkit.run.session import Session
+    from ftkit.run.wiring import Prepared
 
 
 class Predictor:
     """The model of a finished run. Make one with `ftkit.load(run)`."""
 
     def __init__(self, folder: Path, prepared: Prepared, processor_hash: str) -> None:
+        from ftkit.run.wiring import make_accelerator
+
         self.folder, self.prepared = folder, prepared
         self._processor_hash = processor_hash
-        self._accelerator: Accelerator = make_accelerator(prepared.plan.recipe.train.precision, trackers=[], folder=None)
+        self._accelerator = make_accelerator(prepared.plan.recipe.train.precision, trackers=[], folder=None)
         self._model = self._accelerator.prepare_model(prepared.model, evaluation_mode=True)
 
     @property
@@ -52,6 +60,17 @@ class Predictor:
         """The plan of the run."""
         return self.prepared.plan
 
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model on its device, outside any wrapper, as `Task.generate` takes it."""
+        return self._accelerator.unwrap_model(self._model)
+
+    def session(self) -> Session:
+        """A new interactive session: answers one row after the other, text while it is written."""
+        from ftkit.run.session import Session
+
+        return Session(self)
+
     def read(self, source: str) -> Iterator[Mapping[str, Any]]:
         """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive."""
         if source == "-":
@@ -62,19 +81,23 @@ class Predictor:
             table = load_files(table, find_columns(table, self.task, self.plan.recipe.data.columns, need_targets=False), self.task)
         return iter(table)
 
-    def predict(self, rows: Iterable[Mapping[str, Any] | str], batch_size: int | None = None) -> Iterator[dict[str, Any]]:
+    def predict(
+        self, rows: Iterable[Mapping[str, Any] | str], batch_size: int | None = None, *, keep_columns: bool = False
+    ) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Targets are not needed.
 
         Rows stand under the data's column names, as in training, or under the task's own (`{"text": ...}`); where the input is one
-        text, a row may be that text. Reads as many rows at a time as one batch holds. Raises DataError for a row that the task
-        cannot use, RecipeError for texts where a row needs more than one.
+        text, a row may be that text. Reads as many rows at a time as one batch holds. A result begins with the `id` of a row that has
+        one; keep_columns: with all columns of the row. Raises DataError for a row that the task cannot use, RecipeError for texts where
+        a row needs more than one.
         """
+        from ftkit.training.evaluation import predict_features
+
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
         given = enumerate([rows] if isinstance(rows, str) else rows, start=1)
         pending, start = (self._row(row, number) for number, row in given), 1
         while chunk := list(islice(pending, size)):
-            table = self._table(table_from_rows(chunk, "input", first_row=start))
-            store = encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
+            table, store = self._encoded(chunk, start)
             predictions, _, _ = predict_features(
                 self._model,
                 self.task,
@@ -85,8 +108,20 @@ class Predictor:
                 accelerator=self._accelerator,
                 presenting=True,
             )
-            yield from (self.task.present(prediction, row) for prediction, row in zip(predictions, table, strict=True))
+            for prediction, row, columns in zip(predictions, table, chunk, strict=True):
+                shown = self.task.present(prediction, row)
+                yield {**carried_columns(columns, shown, everything=keep_columns), **shown}
             start += len(chunk)
+
+    def encode(self, row: Mapping[str, Any] | str) -> FeatureStore:
+        """The features of one row, as the model takes them. Raises as `predict` does."""
+        return self._encoded([self._row(row, 1)], 1)[1]
+
+    def _encoded(self, rows: Sequence[Mapping[str, Any]], start: int) -> tuple[Table, FeatureStore]:
+        from ftkit.run.wiring import encode_rows
+
+        table = self._table(table_from_rows(rows, "input", first_row=start))
+        return table, encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
 
     def _row(self, row: Any, number: int) -> Mapping[str, Any]:
         if isinstance(row, str):
@@ -119,10 +154,15 @@ class Predictor:
 
         Raises RecipeError if there is no such split, DataError if the rows do not fit.
         """
+        from ftkit.run.wiring import encode_rows
+        from ftkit.training.evaluation import evaluate
+
         name = data or split or "test"
         rows = self._source(data) if data else self._split(name)
         train, processor = self.plan.recipe.train, self.prepared.processor
-        store = encode_rows(rows, self.task, processor, self._processor_hash, cache=self.plan.recipe.data.cache and not data)
+        spec = self.plan.recipe.data
+        count, cache = number_of_workers(spec.num_workers), spec.cache and not data
+        store = encode_rows(rows, self.task, processor, self._processor_hash, cache=cache, num_workers=count)
         found = evaluate(
             self._model,
             self.task,
@@ -151,29 +191,60 @@ class Predictor:
         return tables[name]
 
 
-def load_predictor(run: Path, *, allow_code: bool = False) -> Predictor:
+def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Predictor:
     """The model of a finished run, built anew from its base and its best weights, strictly.
 
-    Raises RunFolderError if the run is not finished, ModelError if the base model is not the one it was trained on.
+    overrides: `task.KEY=value` texts for options that concern nothing but prediction. Raises RunFolderError if the run is not
+    finished, RecipeError for other overrides, ModelError if the base model is not the one it was trained on.
     """
     quiet_libraries()
     folder = read_run(run)
     results = finished_results(folder)
-    with readable(folder / PLAN):
-        text = (folder / PLAN).read_text(encoding="utf-8")
-    recipe = parse_recipe(text, str(folder / PLAN), base=folder)
+    recipe = _read_recipe(folder, overrides)
     plan = make_plan_here(recipe, read_facts(recipe.model, folder))
-    _refuse_another_base(folder, plan)
     task = plan.task()
     task.allow_code = allow_code
     with readable(folder / TASK):
         learned = read_json(folder / TASK)
         task.restore(learned["state"])
         task.calibration = dict(learned["calibration"])
+    # Hashing waits for the disk and torch's import for the processor, so that both together take little longer than one.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        hashes = pool.submit(hash_model, plan.facts)
+        from ftkit.run.wiring import load_weights, prepare_model, prepare_processor
+        from ftkit.training.checkpoint import open_checkpoint
+    _refuse_another_base(folder, plan, hashes.result())
     processor, key = prepare_processor(plan)
     prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
     load_weights(prepared, open_checkpoint(folder / results["weights"]).tensors)
     return Predictor(folder, prepared, key)
+
+
+def _read_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
+    with readable(folder / PLAN):
+        text = (folder / PLAN).read_text(encoding="utf-8")
+    recipe = parse_recipe(text, str(folder / PLAN), base=folder)
+    if not overrides:
+        return recipe
+    allowed = sorted(TASKS.get(recipe.task.name).prediction_options)
+    _refuse_other_options(recipe.task.name, allowed, overrides)
+    return parse_recipe(text, str(folder / PLAN), overrides, base=folder)
+
+
+def _refuse_other_options(task: str, allowed: Sequence[str], overrides: Sequence[str]) -> None:
+    """Raises RecipeError for overrides of anything that the run was trained with."""
+    wrong = []
+    for text in overrides:
+        keys = text.removeprefix("~").partition("=")[0].strip().split(".")
+        if keys[0] != "task" or len(keys) < 2 or keys[1] not in allowed:
+            wrong.append(text)
+    if wrong:
+        known = ", ".join(f"task.{name}" for name in allowed)
+        hint = (
+            f"What a finished run of {task} can be used under: {known}" if known else f"{task} has no options for prediction alone"
+        )
+        message = "a finished run was trained with what this would change"
+        raise RecipeError([Problem(message=message, place=f"command line: {text}", hint=hint) for text in wrong])
 
 
 def _lines(stream: TextIO) -> Iterator[str]:
@@ -208,8 +279,7 @@ def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
         yield row
 
 
-def _refuse_another_base(folder: Path, plan: Plan) -> None:
-    found = hash_model(plan.facts)
+def _refuse_another_base(folder: Path, plan: Plan, found: Mapping[str, str]) -> None:
     with readable(folder / LOCK):
         changed = sorted(name for name, digest in read_json(folder / LOCK)["model_files"].items() if digest != found.get(name))
     if changed:

@@ -45,13 +45,21 @@ def raising_signals() -> Iterator[None]:
         yield
         return
 
+    raised: list[InterruptedRunError] = []
+
     def end(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        raise InterruptedRunError(f"{name} received; nothing is lost. Continue with --resume", exit_code=128 + number)
+        raised.append(InterruptedRunError(f"{name} received; nothing is lost. Continue with --resume", exit_code=128 + number))
+        raise raised[0]
 
     before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
+    except Exception as error:
+        # Some libraries (torch's compiler) make an error of their own of whatever ends them.
+        if raised and error is not raised[0]:
+            raise raised[0] from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

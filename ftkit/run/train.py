@@ -7,7 +7,7 @@ import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from ftkit.diagnostics.examine import quick_findings
 from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RecipeError, RunFolderError
 from ftkit.files import read_json, write_atomically, write_text
 from ftkit.models.load import trainable_report
+from ftkit.models.naming import unusual_backbone
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Recipe
 from ftkit.report.model_card import model_card
+from ftkit.run.compiling import compile_failure
 from ftkit.run.exporting import export_all, probe_inputs
 from ftkit.run.folder import (
     CARD,
     LOCK,
     LOG,
+    METRICS,
     PLAN,
     PROBE,
     RECIPE,
@@ -37,8 +40,10 @@ from ftkit.run.folder import (
     open_run_folder,
     readable,
 )
+from ftkit.run.learning import lost_ground, rising_loss, step_losses
 from ftkit.run.lockfile import differences, make_lock
 from ftkit.run.observer import Observer, RecordingObserver
+from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import make_plan_here
 from ftkit.run.results import Clock, artifacts, gates, missed_gates, opening, training_facts
 from ftkit.run.signals import raising_signals
@@ -74,6 +79,11 @@ def train(
     """Trains what the recipe says and returns the finished run. Raises FtkitError; nothing that exists is lost."""
     clock, watching = Clock(), observer or Observer()
     watching.stage("checking the recipe")
+    phases: list[PhaseResult] = []
+    if recipe.earlier:
+        path = output or Path(make_plan_here(recipe).recipe.output)
+        options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observer": watching, "allow_code": allow_code}
+        recipe, phases = train_earlier(recipe, path.absolute(), train, **options)
     plan = make_plan_here(recipe)
     path = (output or Path(plan.recipe.output)).absolute()
     check_run_folder(path, resume=resume, overwrite=overwrite)
@@ -82,7 +92,8 @@ def train(
     watching.stage("reading data")
     task = plan.task()
     task.allow_code = allow_code
-    splits = load_splits(plan.recipe.data, task, recipe.origin.base)
+    splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
+    splits.fingerprints(watching)
     processor, key = prepare_processor(plan)
     accelerator = make_accelerator(plan.recipe.train.precision, trackers=list(plan.recipe.trackers), folder=path)
     if accelerator.num_processes > 1:
@@ -96,6 +107,8 @@ def train(
                 watching.note(f"this run is already finished ({done['status']}); nothing was done")
                 return RunResult(path, done, int(done.get("exit_code", 0)))
         run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator)
+        if phases:
+            run.results["phases"] = [asdict(phase) for phase in phases]
         return run.go(task, processor, key, allow_code)
 
 
@@ -144,7 +157,15 @@ class _Run:
     def go(self, task: Any, processor: Any, key: str, allow_code: bool) -> RunResult:
         """The run from a prepared folder on."""
         with self._recorded():
-            stores = encode_splits(self.splits, task, processor, key, cache=self.plan.recipe.data.cache, observer=self.observer)
+            stores = encode_splits(
+                self.splits,
+                task,
+                processor,
+                key,
+                cache=self.plan.recipe.data.cache,
+                observer=self.observer,
+                num_workers=self.plan.recipe.data.num_workers,
+            )
             self.observer.stage("loading the model")
             prepared = prepare_model(self.plan, task, processor, seed=self.plan.recipe.seed, allow_code=allow_code)
             parameters = trainable_report(prepared.model, prepared.layout)
@@ -164,7 +185,7 @@ class _Run:
 
     def _note_what_is_thin(self, session: TrainingSession) -> None:
         """What is allowed, and yet seldom meant."""
-        if self.folder.resumed:
+        if self.folder.resumed or not session.prepared.method.capabilities.trains:
             return
         if session.trainer.total_steps < FEW_STEPS:
             advice = "more epochs or a smaller batch give the method more to learn from"
@@ -181,6 +202,7 @@ class _Run:
             self._write_task(task)
             write_text(folder.path / PLAN, self.plan.to_yaml())
             return
+        self.observer.stage("looking at rows")
         quick = quick_findings(self.splits, task, self.plan.recipe.train)
         moved = [f"what was in {folder.path} before is in {folder.moved_aside}"] if folder.moved_aside else []
         for note in [*moved, *self.splits.notes, *map(str, quick)]:
@@ -274,7 +296,21 @@ class _Run:
         shutil.rmtree(target, ignore_errors=True)
         return target
 
+    def _warning(self, task: Any) -> str | None:
+        """What there is to say of a run that ended well and learned nothing."""
+        train = self.plan.recipe.train
+        direction = next(metric.direction for metric in task.metrics() if metric.name == train.best_metric)
+        lost = lost_ground(self.results["splits"], train.best_metric, direction)
+        found = "; ".join(filter(None, [rising_loss(step_losses(self.folder.path / METRICS)), lost]))
+        return (
+            f"{found}. Lower train.learning_rate (it was {train.learning_rate:g}), or raise train.warmup_ratio" if found else None
+        )
+
     def _finish(self, prepared: Prepared) -> RunResult:
+        if warning := self._warning(prepared.task):
+            self.results["notes"].append(warning)
+            logging.getLogger("ftkit").warning(warning)
+        self.results["warning"] = warning
         self.results["gates"] = gates(dict(self.plan.recipe.expect), self.results["splits"])
         missed = missed_gates(self.results["gates"])
         code = missed.exit_code if missed else 0
@@ -284,7 +320,8 @@ class _Run:
             "artifacts": artifacts(self.folder.path),
         }
         self.results["seconds"]["this_process"] = self.clock.seconds()
-        write_text(self.folder.path / CARD, model_card(self.plan, self.results, prepared.task, self.lock))
+        backbone = unusual_backbone(prepared.layout.model)
+        write_text(self.folder.path / CARD, model_card(self.plan, self.results, prepared.task, self.lock, backbone))
         self.folder.write(RESULTS, self.results)
         self.observer.finished(self.results)
         return RunResult(self.folder.path, self.results, code)
@@ -292,9 +329,10 @@ class _Run:
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Keeps log.txt, and writes into results.json how the run ended if it did not end well."""
-        with _logging_to(self.folder.path / LOG), raising_signals():
+        with _logging_to(self.folder.path / LOG):
             try:
-                yield
+                with raising_signals():
+                    yield
             except FtkitError as error:
                 self._record(STATUS_OF_EXIT.get(error.exit_code, "failed"), error.exit_code, str(error))
                 raise
@@ -302,6 +340,9 @@ class _Run:
                 if (memory := _as_memory_error(error)) is not None:
                     self._record("out_of_memory", memory.exit_code, str(memory))
                     raise memory from error
+                if (failure := compile_failure(error)) is not None:
+                    self._record("refused", failure.exit_code, str(failure))
+                    raise failure from error
                 logging.getLogger("ftkit").error("internal error\n%s", traceback.format_exc())
                 self._record("failed", 2 if isinstance(error, OSError) else 1, f"{type(error).__name__}: {error}")
                 raise

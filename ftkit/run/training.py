@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -71,7 +72,9 @@ class TrainingSession:
         self.recipe, self.totals, self.epochs = recipe, Totals(), 0.0
         self.stopping = self._stopping_rule()
         self._bare = prepared.model
-        groups = parameter_groups(self._bare, prepared.layout, recipe.train, prepared.method)
+        self._trains = prepared.method.capabilities.trains
+        # An optimizer refuses to have nothing to do.
+        groups = parameter_groups(self._bare, prepared.layout, recipe.train, prepared.method) or [_nothing_to_train()]
         unfreezing = recipe.train.gradual_unfreezing
         self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
         self._bare.to(accelerator.device)
@@ -93,6 +96,7 @@ class TrainingSession:
             evaluate=self._evaluate if "validation" in stores else None,
             unfreezing=self._unfreezing,
         )
+        prepared.method.training_begins(self._bare, self.trainer.total_steps)
 
     def _stopping_rule(self) -> StoppingRule:
         train = self.recipe.train
@@ -132,6 +136,9 @@ class TrainingSession:
         Raises InterruptedRunError after a checkpoint when a signal came, DivergedError when training left the finite numbers.
         """
         log = MetricsLog(self.folder.path / METRICS)
+        if not self._trains:
+            log.close()
+            return self._outcome(stopped_early=False)
         try:
             stopped = self._restore(log)
             return self._train(log) if not stopped else self._outcome(stopped_early=True)
@@ -268,7 +275,7 @@ class TrainingSession:
         return Outcome(
             weights=self._best_weights(),
             steps=self.trainer.position.step,
-            total_steps=self.trainer.total_steps,
+            total_steps=self.trainer.total_steps if self._trains else 0,
             epochs=self.epochs,
             totals=self.totals,
             best_step=self.stopping.best_step,
@@ -293,6 +300,10 @@ class TrainingSession:
                 f"the best weights (step {step}) are missing or damaged in {folder}", hint="Train again with --overwrite"
             )
         return found[0]
+
+
+def _nothing_to_train() -> dict[str, Any]:
+    return {"params": [torch.nn.Parameter(torch.zeros(1))], "names": [""], "weight_decay": 0.0, "scale": 1.0, "lr": 0.0}
 
 
 class _Pace:

@@ -13,8 +13,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from ftkit.data.batching import epoch_batches, rows_per_epoch
+from ftkit.data.batching import BatchList, epoch_batches, rows_per_epoch
 from ftkit.data.features import FeatureStore, encode_table
+from ftkit.data.pool import number_of_workers
 from ftkit.data.splits import Splits
 from ftkit.data.table import Table
 from ftkit.errors import DataError, ModelError, Problem, RecipeError
@@ -24,7 +25,7 @@ from ftkit.models.load import load_model
 from ftkit.models.processor import align_padding, load_processor, processor_key
 from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.recipe.plan import Plan
-from ftkit.recipe.schema import TrainSpec
+from ftkit.recipe.schema import Auto, TrainSpec
 from ftkit.run.observer import Observer
 from ftkit.tasks.base import Batch, Task
 from ftkit.training.seeding import seed_everything
@@ -59,6 +60,7 @@ def prepare_model(plan: Plan, task: Task, processor: Any, *, seed: int, allow_co
     loaded = load_model(plan.recipe.model, task.head(), seed=seed, allow_remote_code=allow_code)
     align_padding(loaded.model, processor)
     method = plan.method()
+    method.take_processor(processor)
     seed_everything(seed)
     model: Any = method.apply(loaded.model, loaded.layout)
     check_trainable(model, method, loaded.layout)
@@ -86,7 +88,7 @@ def check_trainable(model: nn.Module, method: Method, layout: ModelLayout) -> No
     """Raises ModelError unless exactly the declared parameters train, in float32."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     declared = {name for name, _ in model.named_parameters() if method.declares(name, layout)}
-    if not trainable:
+    if not trainable and method.capabilities.trains:
         raise ModelError(f"{method.name} found nothing to train in this {type(layout.model).__name__}")
     if trainable != declared:
         surprise = sorted(trainable ^ declared)
@@ -97,14 +99,16 @@ def check_trainable(model: nn.Module, method: Method, layout: ModelLayout) -> No
 
 
 def encode_splits(
-    splits: Splits, task: Task, processor: Any, key: str, *, cache: bool, observer: Observer
+    splits: Splits, task: Task, processor: Any, key: str, *, cache: bool, observer: Observer, num_workers: int | Auto = 1
 ) -> dict[str, FeatureStore]:
-    """Encoded rows of each split, out of the cache where nothing changed."""
-    stores = {}
+    """Encoded rows of each split, out of the cache where nothing changed. num_workers: see `data.num_workers`."""
+    stores, count = {}, number_of_workers(num_workers)
     for name, table in splits.items():
         observer.stage(f"encoding {name}")
         training = name == "train"
-        stores[name] = encode_rows(table, task, processor, key, cache=cache, training=training, progress=observer.progress)
+        stores[name] = encode_rows(
+            table, task, processor, key, cache=cache, training=training, progress=observer.progress, num_workers=count
+        )
         if training and task.left_out:
             _note_left_out(table, stores[name], task, observer)
         if training:
@@ -116,7 +120,9 @@ def encode_splits(
 
 def _note_left_out(table: Table, store: FeatureStore, task: Task, observer: Observer) -> None:
     """Says which training rows gave nothing to learn from. Raises DataError if that is all of them."""
-    missing = np.setdiff1d(np.arange(len(table)), store.example)
+    used = np.zeros(len(table), dtype=bool)
+    used[store.example] = True
+    missing = np.flatnonzero(~used)
     if not len(missing):
         return
     places = ", ".join(table.place(int(row)) for row in missing[:3])
@@ -134,9 +140,12 @@ def encode_rows(
     cache: bool,
     training: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    num_workers: int = 1,
 ) -> FeatureStore:
-    """Encoded rows of a table. training: whether these are training rows."""
-    return encode_table(table, task, processor, processor_key=key, cache=cache, training=training, progress=progress)
+    """Encoded rows of a table. training: whether these are training rows. num_workers: processes that may help."""
+    return encode_table(
+        table, task, processor, processor_key=key, cache=cache, training=training, progress=progress, num_workers=num_workers
+    )
 
 
 class TrainingBatches:
@@ -146,12 +155,12 @@ class TrainingBatches:
         self._features, self._task, self._processor, self._train, self._seed = features, task, processor, train, seed
         weights = rows.weights()
         self._weights = None if weights is None else weights[features.example]
-        self._last: tuple[int, list[np.ndarray]] | None = None
+        self._last: tuple[int, BatchList] | None = None
         if not rows_per_epoch(len(features), self._weights):
             message = "an epoch has no rows: `weight` is so small that no row is drawn"
             raise DataError(Problem(message=message, key="data.train", hint="Raise the weights of the training sources"))
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
+    def epoch(self, epoch: int) -> BatchList:
         """Feature indices of each batch of an epoch."""
         if self._last is None or self._last[0] != epoch:
             batches = epoch_batches(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -132,3 +134,20 @@ def test_labels_with_escape_sequences_are_printed_harmlessly(ftkit: Run, folder:
         assert "\x1b" not in ended.out
         assert "\x9b" not in ended.out
         assert "31mred" in ended.out
+
+
+def test_a_recipe_that_is_no_file_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo("recipe.yaml")
+    for name in ("recipe.yaml", "/dev/zero"):
+        command = [sys.executable, "-m", "ftkit", "validate", name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2
+        assert f"{name}: is a pipe, a socket or a device, not a recipe file" in done.stderr
+
+
+def test_a_recipe_may_come_from_another_command(recipe: Path) -> None:
+    command = (
+        f"{sys.executable} -m ftkit validate <(cat {recipe}) && {sys.executable} -m ftkit validate /dev/stdin < <(cat {recipe})"
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240, check=False)
+    assert (done.returncode, done.stdout.count(" is valid.")) == (0, 2), done.stderr

@@ -10,6 +10,7 @@ import pytest
 from ftkit.cli import display as displays
 from ftkit.cli.display import Display, PlainDisplay, QuietDisplay, RichDisplay, make_display, make_progress, summary_panel
 from ftkit.cli.output import console
+from ftkit.cli.pace import Pace
 from ftkit.cli.summary import metric_table, run_facts
 from ftkit.training.events import EvaluationEvent, StepEvent
 from tests.cli.conftest import Terminal
@@ -87,6 +88,51 @@ def test_plain_step_lines_also_come_every_ten_seconds(capsys: pytest.CaptureFixt
     assert [line.split()[1] for line in lines] == ["3/1,000", "6/1,000", "9/1,000"]
 
 
+def test_plain_lines_about_rows_are_few(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now)
+    display = PlainDisplay()
+    display.stage("encoding train")
+    for second in range(1, 301):
+        now = float(second)
+        display.progress(second * 1000, 300_000)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["encoding train", "encoding train: 10,000/300,000  1,000 rows/s  4 min 50 s left"]
+    # Every tenth of the rows, and the end.
+    shown = [int(line.split()[2].split("/")[0].replace(",", "")) for line in lines[2:]]
+    assert shown == [*range(40_000, 300_000, 30_000), 300_000]
+    display.part("checking train")
+    now += 5
+    display.progress(5, 5)
+    assert capsys.readouterr().out == ""
+
+
+def test_plain_lines_about_rows_that_nobody_has_counted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(displays.time, "monotonic", lambda: now)
+    display = PlainDisplay()
+    display.stage("reading data")
+    display.part("reading train")
+    for second in range(1, 200):
+        now = float(second)
+        display.progress(second * 50, None, second / 1000)
+    display.part("reading test")
+    for second in range(200, 300):
+        now = float(second)
+        display.progress(second * 50, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "reading data",
+        "reading train: 500 rows  50 rows/s  16 min 30 s left",
+        "reading train: 3,500 rows  50 rows/s  15 min 30 s left",
+        "reading train: 6,500 rows  50 rows/s  14 min 30 s left",
+        "reading train: 9,500 rows  50 rows/s  13 min 30 s left",
+        "reading test: 10,450 rows  1,045 rows/s",
+        "reading test: 13,450 rows  50 rows/s",
+    ]
+
+
 def test_a_reader_that_goes_away_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
@@ -114,6 +160,30 @@ def test_drawn_in_a_terminal() -> None:
     assert "no improvement in accuracy: stopping early" in shown
     assert "✓ training" in shown
     assert "ftkit predict /runs/one --input FILE" in shown
+
+
+def test_the_bar_of_rows_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(displays, "Pace", lambda: Pace(lambda: next(clock)))
+    terminal = Terminal()
+    with RichDisplay(terminal) as display:
+        display.stage("reading data")
+        display.part("checking train again")
+        display.progress(4_000_000, 10_000_000)
+        display._live.refresh()
+        display.part("reading test")
+        display.progress(1000, None, 0.25)
+        display._live.refresh()
+        display.progress(2000, None)
+    shown = terminal.getvalue()
+    assert "checking train again" in shown
+    assert "4,000,000/10,000,000  400,000 rows/s  15.0 s left" in shown
+    assert "1,000 rows  100 rows/s  30.0 s left" in shown
+    assert "reading test" in shown
+    assert re.search(r"2,000 rows  100 rows/s(?!  )", shown)
+    assert "✓ reading data" in shown
+    assert "✓ reading test" not in shown
 
 
 def test_a_row_of_figures_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +234,11 @@ def test_metrics_before_training_stand_beside_those_after() -> None:
     columns, rows = metric_table({"test": {**RESULTS["splits"]["test"], "before": {"accuracy": 0.25, "auroc": None}}})
     assert columns == ["metric", "test (70 rows)", "test before training"]
     assert rows == [["accuracy", "0.8750 [0.8000, 0.9500]", "0.2500"], ["auroc", "0.5000", "undefined"]]
+
+
+def test_a_warning_stands_below_the_status() -> None:
+    facts = run_facts({"folder": "x", "warning": "the loss rose"})
+    assert list(facts.items())[:2] == [("status", "completed"), ("warning", "the loss rose")]
 
 
 def test_a_summary_of_little_is_little() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,14 @@ def test_in_a_terminal_the_place_is_bold_and_the_hint_dimmed(monkeypatch: pytest
     assert re.search(r"\x1b\[1(;39)?ma\.yaml:1:2", shown)
     assert re.search(r"\x1b\[2(;39)?m\s*Do :smile: so", shown)
     assert "has [bold]brackets[/]" in re.sub(r"\x1b\[[0-9;]*m", "", shown)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["methods", "--json"], ["predict", "--help"], ["tasks", "nothing", "--json"], ["--version"]]
+)
+def test_a_full_device_on_standard_output_is_named_once(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "ftkit", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output: cannot be written to (No space left on device)\n  Free space, or redirect it\n"

@@ -85,7 +85,7 @@ def test_a_bad_row_leaves_no_half_file(ftkit: Run, trained: Path, folder: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --input FILE, --input - or --text TEXT"),
+        ([], "give --input FILE, --input -, --text TEXT or --interactive"),
         (["--text", "a", "--input", "b"], "give --input or --text, not both"),
         (["--text", "a", "--output", "nowhere/x.jsonl"], "there is no folder"),
     ],

@@ -39,6 +39,18 @@ def test_quiet_prints_the_folder_and_what_went_wrong(ftkit: Run, folder: Path, r
     assert "expected > 1: NOT MET" in ended.err
 
 
+def test_a_run_that_learned_nothing_is_called_that(ftkit: Run, folder: Path, recipe: Path) -> None:
+    ruined = ["export=[]", "train.learning_rate=1e6", "train.epochs=3"]
+    ended = ftkit("train", recipe, *ruined, "--output", "shown")
+    assert ended.code == 0
+    assert "\nwarning: the training loss rose from 0." in ended.out
+    assert "Lower train.learning_rate (it was 1e+06)" in ended.out
+    quiet = ftkit("train", recipe, *ruined, "--output", "quiet", "--quiet")
+    assert (quiet.code, quiet.out) == (0, f"{folder / 'quiet'}\n")
+    assert quiet.err.startswith("warning: the training loss rose from 0.")
+    assert "warning" not in ftkit("train", recipe, "export=[]", "--output", "sound").out
+
+
 def test_a_finished_run_resumed_shows_its_summary_again(ftkit: Run, trained: Path, recipe: Path) -> None:
     ended = ftkit("train", recipe, "--output", trained, "--resume")
     assert ended.code == 0

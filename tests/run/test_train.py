@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import ftkit
 from ftkit.errors import DataError, DivergedError, FtkitError, InterruptedRunError, RecipeError, RunFolderError
 from ftkit.files import sha256_of
+from ftkit.models.trainable import trainable_state
 from ftkit.run import training as training_module
 from ftkit.run.observer import Observer
 from ftkit.training.events import StepEvent
@@ -203,7 +204,7 @@ def test_r6_the_exported_weights_are_those_of_the_best_evaluation(
     real, values, saved = training_module.TrainingSession._evaluate, iter([0.1, 0.9, 0.5, 0.4]), {}
 
     def scripted(self: Any) -> dict[str, Any]:
-        saved[self.trainer.position.step] = {k: v.clone() for k, v in training_module.trainable_state(self._bare).items()}
+        saved[self.trainer.position.step] = {k: v.clone() for k, v in trainable_state(self._bare).items()}
         return {**real(self), "accuracy": next(values)}
 
     monkeypatch.setattr(training_module.TrainingSession, "_evaluate", scripted)

@@ -1,0 +1,45 @@
+"""The model card's code loads what was trained, without ftkit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ftkit
+from ftkit.models.naming import unusual_backbone
+from tests.tiny import save_tiny, tiny_model
+
+ROWS = '{"question": "w5 w6", "context": "w1 w2 w3", "answers": {"text": ["w2"], "answer_start": [3]}}\n' * 4
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_code_of_the_card_loads_adapter_and_merged_model(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base = save_tiny(tmp_path / "base", family, "AutoModelForCausalLM" if family == "llama" else "AutoModelForMaskedLM")
+    (tmp_path / "rows.jsonl").write_text(ROWS)
+    (tmp_path / "r.yaml").write_text(
+        f"model: {base}\ntask: question-answering\ndata: {{train: rows.jsonl, cache: false}}\nmethod: lora\n"
+        "train: {max_steps: 2, batch_size: 4, learning_rate: 1.0e-2}\nexport: [adapter, merged]\n"
+    )
+    folder = ftkit.train(ftkit.load_recipe("r.yaml")).folder
+    trained = ftkit.load(folder).prepared.model
+    inputs = torch.tensor([[7, 8, 9, 10, 11]])
+    monkeypatch.chdir(folder)
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(block, names)
+        with torch.no_grad():
+            expected, found = trained(input_ids=inputs), names["model"].eval()(input_ids=inputs)
+        torch.testing.assert_close(found.start_logits, expected.start_logits, atol=1e-5, rtol=0)
+
+
+def test_backbones_of_unusual_name() -> None:
+    assert unusual_backbone(tiny_model("llama", "AutoModelForQuestionAnswering")) == "transformer"
+    for family, auto_class in (("llama", "AutoModelForCausalLM"), ("gpt2", "AutoModelForQuestionAnswering"), ("t5", "AutoModel")):
+        assert unusual_backbone(tiny_model(family, auto_class)) == ""
