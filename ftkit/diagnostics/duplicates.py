@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+import numpy as np
+
+from ftkit.data.digests import EqualRows, KnownDigests, group_starts, row_digests
 from ftkit.data.splits import Splits
-from ftkit.data.table import Table, canonical
-from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows, share
+from ftkit.data.table import Table
+from ftkit.diagnostics.findings import SHOWN_ROWS, Finding, Hits, Severity, about_rows, share
 from ftkit.diagnostics.roles import Roles
 
 DUPLICATE_SHARE = 0.01
@@ -24,44 +24,60 @@ CONTRADICTED_SHARE = 0.1
 that training is to reduce."""
 
 
-def digests(table: Table, names: Sequence[str], files: frozenset[str] = frozenset()) -> list[bytes]:
-    """A digest (16 bytes) of each row's values in some columns. Files count by content, not by path."""
-    found: list[bytes] = []
-    for columns in table.project({name: name for name in names}).chunks():
-        values = ([_content(value) for value in columns[name]] if name in files else columns[name] for name in names)
-        found += [hashlib.blake2b(canonical(row), digest_size=16).digest() for row in zip(*values, strict=True)]
-    return found
+def digests(table: Table, names: Sequence[str], files: frozenset[str] = frozenset()) -> np.ndarray:
+    """A digest of each row's values in some columns, see `ftkit.data.digests`. Files count by content, not by path."""
+    return row_digests(table, names, files)
 
 
-def _content(value: Any) -> Any:
-    return value.get("bytes") or value.get("path") if isinstance(value, dict) else value
-
-
-def duplicate_findings(name: str, table: Table, inputs: Sequence[bytes], roles: Roles, *, closed: bool) -> list[Finding]:
+def duplicate_findings(name: str, table: Table, inputs: np.ndarray, roles: Roles, *, closed: bool) -> list[Finding]:
     """Rows of a split with the input of an earlier one: plain copies, and those that have another answer.
 
     inputs: digest of each row's input. closed: whether answers are drawn from a fixed set, so that two of them contradict each other.
     """
-    first: dict[bytes, int] = {}
-    repeated = [(row, other) for row, digest in enumerate(inputs) if (other := first.setdefault(digest, row)) != row]
-    if not repeated:
+    equal = EqualRows(inputs)
+    sizes = np.diff(equal.starts)
+    several = sizes > 1
+    if not several.any():
         return []
-    answers = digests(table, roles.targets, roles.files) if roles.targets and roles.targets != roles.inputs else [b""] * len(table)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for row, other in repeated:
-        groups[other].append(row)
-    copies, contradicting = Hits(), Hits()
-    unwinnable = 0
-    for earliest, rows in groups.items():
-        counts = Counter(answers[row] for row in (earliest, *rows))
-        unwinnable += counts.total() - max(counts.values())
-        for row in rows:
-            one_answer = answers[row] == answers[earliest]
-            (copies if one_answer else contradicting).add(row, f"= {table.place(earliest)}")
+    rows, sizes = equal.order[np.repeat(several, sizes)].astype(np.int64), sizes[several]
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    answers = _answers(table, roles, rows)
+    first = np.repeat(np.cumsum(sizes, dtype=np.int64) - sizes, sizes)
+    repeated = first != np.arange(len(rows))
+    # Groups in the order in which they show to be more than one row, as a reader comes across them.
+    shown = np.lexsort((rows, rows[first + 1]))
+    shown = shown[repeated[shown]]
+    agree = (answers == answers[first]).all(axis=1)
+    unwinnable = len(rows) - _largest_shares(groups, answers)
     return [
-        *_contradictions(name, table, contradicting, unwinnable, closed),
-        *_copies(name, table, copies),
+        *_contradictions(name, table, _hits(table, rows, first, shown[~agree[shown]]), unwinnable, closed),
+        *_copies(name, table, _hits(table, rows, first, shown[agree[shown]])),
     ]
+
+
+def _answers(table: Table, roles: Roles, rows: np.ndarray) -> np.ndarray:
+    """A digest of each of these rows' answer (rows, 2); all alike where there are none."""
+    found = np.zeros((len(rows), 2), dtype=np.uint64)
+    if roles.targets and roles.targets != roles.inputs:
+        order = np.argsort(rows)
+        found[order] = row_digests(table.select(rows[order]), roles.targets, roles.files)
+    return found
+
+
+def _largest_shares(groups: np.ndarray, answers: np.ndarray) -> int:
+    """Rows that a model gets right at most: in each group those with the commonest answer. groups: ascending."""
+    order = np.lexsort((answers[:, 1], answers[:, 0], groups))
+    starts = group_starts((groups, answers[:, 0], answers[:, 1]), order)
+    owners = groups[order[starts[:-1]]]
+    return int(np.maximum.reduceat(np.diff(starts), group_starts((owners,), np.arange(len(owners)))[:-1]).sum())
+
+
+def _hits(table: Table, rows: np.ndarray, first: np.ndarray, places: np.ndarray) -> Hits:
+    hits = Hits()
+    for place in places[:SHOWN_ROWS].tolist():
+        hits.add(int(rows[place]), f"= {table.place(int(rows[first[place]]))}")
+    hits.count = len(places)
+    return hits
 
 
 def _copies(name: str, table: Table, hits: Hits) -> list[Finding]:
@@ -84,19 +100,18 @@ def _contradictions(name: str, table: Table, hits: Hits, unwinnable: int, closed
     return [about_rows("contradictions", severity, message, table, hits, hint if closed else "Keep them if both answers are right")]
 
 
-def leak_findings(splits: Splits, inputs: Mapping[str, Sequence[bytes]], mode: str) -> list[Finding]:
+def leak_findings(splits: Splits, inputs: Mapping[str, np.ndarray], mode: str) -> list[Finding]:
     """Inputs that are in two splits. inputs: digests by split. mode: what the recipe says under `data.leaks`."""
     names = [name for name, _ in splits.items()]
+    known = {name: KnownDigests(inputs[name]) for name in names[:-1]}
     found = []
     for number, name in enumerate(names):
         for other in names[:number]:
-            known: dict[bytes, int] = {}
-            for row, digest in enumerate(inputs[other]):
-                known.setdefault(digest, row)
-            hits, other_table = Hits(), getattr(splits, other)
-            for row, digest in enumerate(inputs[name]):
-                if digest in known:
-                    hits.add(row, f"= {other_table.place(known[digest])}")
+            numbers = known[other].find(inputs[name])
+            rows, other_table, hits = np.flatnonzero(numbers >= 0), getattr(splits, other), Hits()
+            for row in rows[:SHOWN_ROWS].tolist():
+                hits.add(row, f"= {other_table.place(int(known[other].first[numbers[row]]))}")
+            hits.count = len(rows)
             if hits.count:
                 found.append(_leak(name, other, getattr(splits, name), hits, mode))
     return found

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ftkit.data.features import FeatureStore, encode_table
+from ftkit.data.pool import number_of_workers
 from ftkit.data.splits import Splits
 from ftkit.data.table import Table
 from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows, percent, share
@@ -64,7 +65,13 @@ def encoding_findings(plan: Plan, task: Task, splits: Splits, roles: Mapping[str
     for name, table in splits.items():
         try:
             store = encode_table(
-                table, task, processor, processor_key=processor_key(processor), cache=cache, training=name == "train"
+                table,
+                task,
+                processor,
+                processor_key=processor_key(processor),
+                cache=cache,
+                training=name == "train",
+                num_workers=number_of_workers(plan.recipe.data.num_workers),
             )
         except DataError as error:
             found += [_refused(name, error)]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ftkit.data.splits import Splits
 from ftkit.diagnostics.duplicates import digests, duplicate_findings, leak_findings
 from ftkit.diagnostics.encoding import encoding_findings
@@ -41,7 +43,7 @@ class _Look:
         self.splits, self.task, self._train = splits, task, train
         self.tables = dict(splits.items())
         self.roles: dict[str, Roles] = {name: roles_of(task, table) for name, table in splits.items()}
-        self.inputs: dict[str, list[bytes]] = {}
+        self.inputs: dict[str, np.ndarray] = {}
         self.names_of = label_reader(task.options)
 
     def digest(self, names: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ftkit.data.digests import as_bytes
 from ftkit.data.table import Table
 from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows
 from ftkit.diagnostics.roles import text_of
@@ -87,7 +88,7 @@ class Opinion:
 
 
 def noise_findings(
-    table: Table, texts: Sequence[str], label: str, inputs: Sequence[bytes], names_of: Callable[[Any], list[str]]
+    table: Table, texts: Sequence[str], label: str, inputs: np.ndarray, names_of: Callable[[Any], list[str]]
 ) -> list[Finding]:
     """Training rows that may have the wrong label, the surest first.
 
@@ -102,7 +103,7 @@ def noise_findings(
     joined = [
         " \n ".join(map(text_of, values)) for chunk in columns for values in zip(*(chunk[name] for name in texts), strict=True)
     ]
-    opinion, order = ask(joined, [found[0] for found in names], [inputs[row] for row in rows.tolist()])
+    opinion, order = ask(joined, [found[0] for found in names], as_bytes(inputs[rows]))
     if opinion is None or opinion.skill < SOME_SKILL:
         return []
     hits, enough = Hits(), opinion.prior * len(rows) >= FEWEST_OF_LABEL

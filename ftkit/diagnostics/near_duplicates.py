@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ftkit.data.digests import EqualRows
 from ftkit.data.splits import Splits
 from ftkit.data.table import Table
 from ftkit.diagnostics.findings import Finding, Hits, Severity, about_rows, share
@@ -121,7 +122,7 @@ def candidates(keys: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(
-    splits: Splits, columns: Sequence[str], inputs: Mapping[str, Sequence[bytes]], answers: Sequence[str] = ()
+    splits: Splits, columns: Sequence[str], inputs: Mapping[str, np.ndarray], answers: Sequence[str] = ()
 ) -> list[Pair]:
     """Pairs of rows all of whose texts are nearly the same and whose inputs are not equal.
 
@@ -130,21 +131,23 @@ def near_duplicates(
     (`a quarter past four`, 4:15) is another example.
     """
     tables = [table for _, table in splits.items()]
-    equal = [digest for name, _ in splits.items() for digest in inputs[name]]
+    equal = np.concatenate([inputs[name] for name, _ in splits.items()])
     distinct = np.concatenate([_distinct(inputs[name]) for name, _ in splits.items()])
     shingler = Shingler()
     pairs = [_candidates_of(tables, name, distinct, shingler) for name in columns]
     found = []
     for first, second in np.unique(np.concatenate(pairs), axis=0).tolist() if pairs else ():
-        if equal[first] != equal[second]:
+        if (equal[first] != equal[second]).any():
             found.append((first, second))
     return list(_verified(found, tables, [*columns, *answers], shingler))
 
 
-def _distinct(digests: Sequence[bytes]) -> np.ndarray:
+def _distinct(digests: np.ndarray) -> np.ndarray:
     """Whether each row is the first with its input, bool (rows,)."""
-    seen: set[bytes] = set()
-    return np.array([not (digest in seen or seen.add(digest)) for digest in digests], dtype=bool)  # type: ignore[func-returns-value]
+    equal = EqualRows(digests)
+    first = np.zeros(len(digests), dtype=bool)
+    first[equal.order[equal.starts[:-1]]] = True
+    return first
 
 
 def _candidates_of(tables: Sequence[Table], column: str, distinct: np.ndarray, shingler: Shingler) -> np.ndarray:
@@ -204,9 +207,9 @@ def _similarity(first: Sequence[frozenset[int]], second: Sequence[frozenset[int]
 def near_duplicate_findings(
     splits: Splits,
     columns: Sequence[str],
-    inputs: Mapping[str, Sequence[bytes]],
+    inputs: Mapping[str, np.ndarray],
     answers: Sequence[str] = (),
-    labels: Mapping[str, Sequence[bytes]] | None = None,
+    labels: Mapping[str, np.ndarray] | None = None,
 ) -> list[Finding]:
     """Near-duplicates within each split and between two of them.
 
@@ -222,7 +225,7 @@ def near_duplicate_findings(
         first, name, table = next(part for part in reversed(starts) if part[0] <= pair.second)
         other_first, other, other_table = next(part for part in reversed(starts) if part[0] <= pair.first)
         row, other_row = pair.second - first, pair.first - other_first
-        agree = labels is None or labels[name][row] == labels[other][other_row]
+        agree = labels is None or bool((labels[name][row] == labels[other][other_row]).all())
         met.setdefault((name, other, agree), {}).setdefault(row, f"≈ {other_table.place(other_row)} ({pair.similarity:.2f})")
     tables = {name: table for _, name, table in starts}
     return [_finding(name, other, tables[name], rows, agree) for (name, other, agree), rows in met.items()]

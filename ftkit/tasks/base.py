@@ -14,7 +14,7 @@ Life of a task object:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -89,6 +89,23 @@ class Head:
     pretrained: bool = False
 
 
+class Dialogue(Protocol):
+    """A conversation that goes on over several turns, in `ftkit predict --interactive`."""
+
+    @property
+    def commands(self) -> Mapping[str, str]:
+        """What a person can have it do besides answering, and what that does: `{"reset": "Forget what was said."}`."""
+
+    def ask(self, text: str) -> list[Features]:
+        """The features (of one example) for the answer to the user's next turn. Raises RowError where the turn does not fit."""
+
+    def answered(self, prediction: Prediction) -> str:
+        """Takes the answer into the conversation. Returns what the user should know of it, '' for nothing."""
+
+    def command(self, name: str, argument: str) -> str:
+        """Obeys one of `commands`; `argument` is what was typed behind it. Returns what to tell the user. Raises RowError."""
+
+
 class RowError(ValueError):
     """A row that does not fit the task. `column` is the task's column name."""
 
@@ -114,6 +131,15 @@ class Task(ABC):
 
     path_options: ClassVar[frozenset[str]] = frozenset()
     """Options of text that may name a local file; a value with a file ending does, and the plan makes it absolute."""
+
+    pretrained_head: ClassVar[bool] = False
+    """Whether the output layer is the checkpoint's own (a language model's), not a new one."""
+
+    takes_pairs: ClassVar[bool] = False
+    """Whether two models put together (`model.decoder`) can do it."""
+
+    prediction_options: ClassVar[frozenset[str]] = frozenset()
+    """Options that concern nothing but prediction, so that a finished run can be used under other ones: `generation`."""
 
     allow_code: bool = False
     """Whether code that the options name (a metric script) may run; set by the caller from --trust-remote-code."""
@@ -247,6 +273,24 @@ class Task(ABC):
 
         model: the trained model outside any distributed wrapper."""
         raise NotImplementedError
+
+    streams: bool = False
+    """Whether `stream` can give the text of an answer while it is written."""
+
+    def stream(
+        self, model: nn.Module, features: Sequence[Features], processor: Any, *, stopped: Callable[[], bool]
+    ) -> Generator[str, None, Prediction]:
+        """Pieces of the text for one example, as they come; returns what `generate` gives. For tasks that set `streams`.
+
+        features: those of the example, as `encode` or a `Dialogue` gives them. stopped: becomes true when the user has read enough;
+        the text then ends with its next token. `complete` in the prediction, where there: whether no limit cut the text off.
+        """
+        raise NotImplementedError
+
+    def dialogue(self, processor: Any) -> Dialogue | None:
+        """A new conversation, for tasks that set `streams` and whose answers depend on what was said before; else None: an interactive
+        session then asks for the required columns of a row, one after the other, and answers each row for itself."""
+        return None
 
     @abstractmethod
     def metrics(self) -> Sequence[MetricSpec]:

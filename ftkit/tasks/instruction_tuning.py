@@ -25,12 +25,13 @@ from ftkit.tasks.parts.answer_match import AnswerMatch, one_group
 from ftkit.tasks.parts.built_in_templates import BUILT_IN
 from ftkit.tasks.parts.chat import Conversation, Layout, chat_columns, layout_of, read_conversation
 from ftkit.tasks.parts.chat_features import encode_conversations, next_tokens, shown_answers
+from ftkit.tasks.parts.dialogue import ChatDialogue
 from ftkit.tasks.parts.generation import GenerationOptions
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
-from ftkit.tasks.parts.scored_targets import ScoredTargets
 from ftkit.tasks.parts.templates import ChatTemplate, TrainOn, find_template, read_template, template_file
 from ftkit.tasks.parts.texts import pad_inputs, spread
+from ftkit.tasks.parts.written_text import WritesText
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -80,7 +81,7 @@ class Options(Strict):
     )
 
 
-class InstructionTuning(ScoredTargets):
+class InstructionTuning(WritesText):
     """Supervised fine-tuning on conversations: the loss is that of the answers' tokens, each with the token that ends its turn.
 
     Rows are read in four layouts. Where the recipe names none, each row's columns decide. A conversation to predict ends with a turn
@@ -92,9 +93,9 @@ class InstructionTuning(ScoredTargets):
     name = "instruction-tuning"
     summary = "Answers in conversations (chat, SFT), by a decoder."
     model_kinds = frozenset({"decoder"})
+    pretrained_head = True
     Options = Options
     path_options = frozenset({"chat_template"})
-    generates_to_present = True
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
@@ -208,7 +209,7 @@ class InstructionTuning(ScoredTargets):
 
     def head(self) -> Head:
         """The language model's own."""
-        return Head(auto_class="AutoModelForCausalLM", peft_task_type="CAUSAL_LM", pretrained=True)
+        return Head(auto_class="AutoModelForCausalLM", peft_task_type="CAUSAL_LM", pretrained=self.pretrained_head)
 
     def _template(self, processor: Any) -> ChatTemplate:
         return find_template(self.options.chat_template, self._template_text, processor)
@@ -295,22 +296,32 @@ class InstructionTuning(ScoredTargets):
         """Whether one of these metrics (None: of all) is one of generated answers."""
         return any(spec.name in _GENERATED for spec in self.metrics() if names is None or spec.name in names)
 
-    def generate(self, model: nn.Module, features: Sequence[Features], processor: Any) -> list[Prediction]:
-        """`text` of the answer to each prompt and whether it is `complete`: ended by the model, not by `max_new_tokens`.
+    def dialogue(self, processor: Any) -> ChatDialogue:
+        """Turns of a user and the model, written by the chat template."""
+        return ChatDialogue(self._template(processor), self.options.system, room=self._room())
 
-        A prompt that leaves no room for the answer loses its beginning; `prompt_cut` says so.
-        """
-        from ftkit.tasks.parts.generation import generate_tokens, left_pad
+    def _room(self) -> int | None:
+        """Tokens that a prompt may have, None for any number."""
+        return None if self._positions is None else max(1, self._positions - self._max_new_tokens())
 
-        new, pad = self._max_new_tokens(), processor.pad_token_id
-        prompts = [[int(token) for token in feature["prompt_ids"]] for feature in features]
-        room = max(map(len, prompts)) if self._positions is None else max(1, self._positions - new)
-        inputs = left_pad([prompt[-room:] for prompt in prompts], pad)
-        answers = generate_tokens(model, inputs, self.options.generation, max_new_tokens=new, stop_ids=self._stop_ids, pad_id=pad)
-        texts = processor.batch_decode(answers, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _prompts(self, features: Sequence[Features], processor: Any) -> Batch:
+        """A prompt that leaves no room for the answer loses its beginning."""
+        from ftkit.tasks.parts.generation import left_pad
+
+        room = self._room() or 0
+        return left_pad([[int(token) for token in item["prompt_ids"]][-room:] for item in features], processor.pad_token_id)
+
+    def _limits(self, processor: Any) -> dict[str, Any]:
+        return {"max_new_tokens": self._max_new_tokens(), "stop_ids": self._stop_ids, "pad_id": processor.pad_token_id}
+
+    def _written(self, features: Sequence[Features], written: Sequence[Sequence[int]], processor: Any) -> list[Prediction]:
+        """`text` of the answer to each prompt, whether it is `complete`: ended by the model, not by `max_new_tokens`, and `prompt_cut`:
+        whether the prompt lost its beginning."""
+        new, room = self._max_new_tokens(), self._room()
+        texts = processor.batch_decode(written, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [
-            {"text": text, "complete": len(answer) < new, "prompt_cut": len(prompt) > room}
-            for text, answer, prompt in zip(texts, answers, prompts, strict=True)
+            {"text": text, "complete": len(ids) < new, "prompt_cut": room is not None and len(item["prompt_ids"]) > room}
+            for text, ids, item in zip(texts, written, features, strict=True)
         ]
 
     def metrics(self) -> Sequence[MetricSpec]:

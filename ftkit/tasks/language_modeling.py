@@ -21,8 +21,8 @@ from ftkit.tasks.parts.generation import GenerationOptions
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.packing import Piece, cut, pack
-from ftkit.tasks.parts.scored_targets import ScoredTargets
 from ftkit.tasks.parts.texts import check_text, spread
+from ftkit.tasks.parts.written_text import WritesText
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _AUTO_METRICS = ["perplexity", "bits_per_byte", "token_accuracy"]
 _LONGEST_BLOCK = 1024
+_CHARACTERS_AT_ONCE = 2**20
 _CONTINUATION = 64
 
 
@@ -58,7 +59,7 @@ class Options(Strict):
     )
 
 
-class LanguageModeling(ScoredTargets):
+class LanguageModeling(WritesText):
     """Next-token prediction on plain texts.
 
     The loss of a token counts once, whatever block or window it is in. The first token of a document is given, not predicted; so is
@@ -73,9 +74,9 @@ class LanguageModeling(ScoredTargets):
     name = "language-modeling"
     summary = "The continuation of texts by a decoder."
     model_kinds = frozenset({"decoder"})
+    pretrained_head = True
     Options = Options
     plain_text = "document"
-    generates_to_present = True
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
@@ -136,7 +137,7 @@ class LanguageModeling(ScoredTargets):
 
     def head(self) -> Head:
         """The pretrained output layer."""
-        return Head(auto_class="AutoModelForCausalLM", peft_task_type="CAUSAL_LM", pretrained=True)
+        return Head(auto_class="AutoModelForCausalLM", peft_task_type="CAUSAL_LM", pretrained=self.pretrained_head)
 
     def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         """`input_ids`, `starts` (where documents begin), `scored_from` (first position that is a target), `bytes` (UTF-8 length of
@@ -144,8 +145,13 @@ class LanguageModeling(ScoredTargets):
         length, stride = self.options.max_length, self.options.stride
         if "auto" in (length, stride):
             raise ValueError("max_length or stride is still `auto`: fill it from defaults()")
-        documents = [self._tokens(row["text"], processor) for row in rows]
-        if training and self.options.packing:
+        packed = training and self.options.packing
+        documents = [
+            document
+            for texts in _together([row["text"] for row in rows])
+            for document in self._tokens(texts, processor, measured=not packed)
+        ]
+        if packed:
             blocks = pack([document for document, _ in documents], length)
             return [{**block, "length": len(block["input_ids"]), "bytes": 0, "scored_from": 1, "last": False} for block in blocks]
         found: list[Features] = []
@@ -155,15 +161,16 @@ class LanguageModeling(ScoredTargets):
                 found.append(self._feature(tokens, ends, piece, number) | {"last": piece is pieces[-1]})
         return found
 
-    def _tokens(self, text: str, processor: Any) -> tuple[list[int], list[int]]:
-        """Token ids of a document, and the number of UTF-8 bytes of the text up to the end of each."""
-        encoded = processor(text, return_offsets_mapping=True, verbose=False)
-        tokens, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        ends = list(_byte_ends(text, [end for _, end in offsets]))
+    def _tokens(self, texts: Sequence[str], processor: Any, *, measured: bool) -> Iterator[tuple[list[int], list[int]]]:
+        """Token ids of each document, and, where `measured`, the number of UTF-8 bytes of the text up to the end of each."""
+        encoded = processor(list(texts), return_offsets_mapping=measured, verbose=False)
         end_id = processor.eos_token_id
-        if self.options.end_token and end_id is not None and (not tokens or tokens[-1] != end_id):
-            return [*tokens, end_id], [*ends, len(text.encode())]
-        return tokens, ends
+        for number, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
+            ends = list(_byte_ends(text, [end for _, end in encoded["offset_mapping"][number]])) if measured else []
+            if self.options.end_token and end_id is not None and (not ids or ids[-1] != end_id):
+                yield [*ids, end_id], [*ends, len(text.encode())]
+            else:
+                yield list(ids), ends
 
     def _feature(self, tokens: list[int], ends: list[int], piece: Piece, row: int) -> Features:
         first = piece.start + piece.scored_from
@@ -243,24 +250,24 @@ class LanguageModeling(ScoredTargets):
 
     def generate(self, model: nn.Module, features: Sequence[Features], processor: Any) -> list[Prediction]:
         """`continuation` of each document: of its last window, whose end token is left out."""
-        from ftkit.tasks.parts.generation import generate_tokens, left_pad
+        return super().generate(model, features, processor) if any(item["last"] for item in features) else [{} for _ in features]
 
-        end, new = processor.eos_token_id, int(self.options.generation.max_new_tokens)
+    def _prompts(self, features: Sequence[Features], processor: Any) -> Batch:
+        """Of each document its last window without the end token, cut at the beginning where the model lacks the positions."""
+        from ftkit.tasks.parts.generation import left_pad
+
         prompts = [list(item["input_ids"]) for item in features if item["last"]]
-        prompts = [prompt[:-1] if len(prompt) > 1 and prompt[-1] == end else prompt for prompt in prompts]
+        prompts = [prompt[:-1] if len(prompt) > 1 and prompt[-1] == processor.eos_token_id else prompt for prompt in prompts]
         if self._positions is not None:
-            prompts = [prompt[-max(1, self._positions - new) :] for prompt in prompts]
-        if not prompts:
-            return [{} for _ in features]
-        found = generate_tokens(
-            model,
-            left_pad(prompts, processor.pad_token_id),
-            self.options.generation,
-            max_new_tokens=new,
-            stop_ids=[] if end is None else [end],
-            pad_id=processor.pad_token_id,
-        )
-        texts = iter(processor.batch_decode(found, skip_special_tokens=True))
+            prompts = [prompt[-max(1, self._positions - int(self.options.generation.max_new_tokens)) :] for prompt in prompts]
+        return left_pad(prompts, processor.pad_token_id)
+
+    def _limits(self, processor: Any) -> dict[str, Any]:
+        end, new = processor.eos_token_id, int(self.options.generation.max_new_tokens)
+        return {"max_new_tokens": new, "stop_ids": [] if end is None else [end], "pad_id": processor.pad_token_id}
+
+    def _written(self, features: Sequence[Features], written: Sequence[Sequence[int]], processor: Any) -> list[Prediction]:
+        texts = iter(processor.batch_decode(written, skip_special_tokens=True))
         return [{"continuation": next(texts)} if item["last"] else {} for item in features]
 
     def metrics(self) -> Sequence[MetricSpec]:
@@ -290,6 +297,20 @@ class LanguageModeling(ScoredTargets):
         ]
         tokens = processor.convert_ids_to_tokens([int(token) for token in features["input_ids"]])
         return list(zip(tokens, notes, strict=True))
+
+
+def _together(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in groups that are tokenized at once: the tokenizer takes some hundred bytes for each token until it has done them all."""
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= _CHARACTERS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _byte_ends(text: str, ends: Sequence[int]) -> Iterator[int]:

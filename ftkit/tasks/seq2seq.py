@@ -24,10 +24,10 @@ from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Row
 from ftkit.tasks.parts.generation import GenerationOptions
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
-from ftkit.tasks.parts.scored_targets import ScoredTargets
 from ftkit.tasks.parts.target_texts import encode_targets, end_token, language_place, set_languages
 from ftkit.tasks.parts.text_pairs import TextPairs
 from ftkit.tasks.parts.texts import pad_inputs, shown_tokens, spread, tokenize
+from ftkit.tasks.parts.written_text import WritesText
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -76,7 +76,7 @@ class Options(Strict):
     )
 
 
-class Seq2Seq(ScoredTargets):
+class Seq2Seq(WritesText):
     """Text to text with an encoder-decoder.
 
     Training and the loss are teacher-forced: each target token is predicted from the source and the true tokens before it. The loss
@@ -89,8 +89,9 @@ class Seq2Seq(ScoredTargets):
     name = "seq2seq"
     summary = "A text for a text, by an encoder-decoder: summaries, translations."
     model_kinds = frozenset({"encoder-decoder"})
+    pretrained_head = True
+    takes_pairs = True
     Options = Options
-    generates_to_present = True
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
@@ -180,7 +181,7 @@ class Seq2Seq(ScoredTargets):
 
     def head(self) -> Head:
         """The pretrained output layer."""
-        return Head(auto_class="AutoModelForSeq2SeqLM", peft_task_type="SEQ_2_SEQ_LM", pretrained=True)
+        return Head(auto_class="AutoModelForSeq2SeqLM", peft_task_type="SEQ_2_SEQ_LM", pretrained=self.pretrained_head)
 
     def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         """`input_ids`, where there is a target `target_ids` and `target_length`, `length` (of both together), `source_cut`,
@@ -246,7 +247,7 @@ class Seq2Seq(ScoredTargets):
         `decoder_input_ids`: int64 (B, T), the same one place later, after the token that decoders begin with."""
         import torch
 
-        batch = pad_inputs([{"input_ids": item["input_ids"], "length": len(item["input_ids"])} for item in features], processor)
+        batch = self._prompts(features, processor)
         batch["example"] = torch.tensor([int(item["example"]) for item in features])
         if all("target_ids" in item for item in features):
             batch |= self._target_tensors([[int(token) for token in item["target_ids"]] for item in features], processor)
@@ -293,22 +294,17 @@ class Seq2Seq(ScoredTargets):
         from_scores = {LOSS.name, *_OF_TOKENS}
         return any(spec.name not in from_scores and (names is None or spec.name in names) for spec in self.metrics())
 
-    def generate(self, model: nn.Module, features: Sequence[Features], processor: Any) -> list[Prediction]:
-        """`text` for each source, and whether it is `complete`: ended by the model, not by `max_new_tokens`."""
-        from ftkit.tasks.parts.generation import generate_tokens
+    def _prompts(self, features: Sequence[Features], processor: Any) -> Batch:
+        return pad_inputs([{"input_ids": item["input_ids"], "length": len(item["input_ids"])} for item in features], processor)
 
-        sources = [{"input_ids": item["input_ids"], "length": len(item["input_ids"])} for item in features]
-        limit = self._max_new_tokens()
-        found = generate_tokens(
-            model,
-            pad_inputs(sources, processor),
-            self.options.generation,
-            max_new_tokens=limit,
-            stop_ids=[end_token(processor)[0]],
-            pad_id=0 if processor.pad_token_id is None else processor.pad_token_id,
-        )
-        texts = processor.batch_decode(found, skip_special_tokens=True)
-        return [{"text": text.strip(), "complete": len(ids) < limit} for text, ids in zip(texts, found, strict=True)]
+    def _limits(self, processor: Any) -> dict[str, Any]:
+        padding = 0 if processor.pad_token_id is None else processor.pad_token_id
+        return {"max_new_tokens": self._max_new_tokens(), "stop_ids": [end_token(processor)[0]], "pad_id": padding}
+
+    def _written(self, features: Sequence[Features], written: Sequence[Sequence[int]], processor: Any) -> list[Prediction]:
+        """`text` for each source, and whether it is `complete`: ended by the model, not by `max_new_tokens`."""
+        limit, texts = self._max_new_tokens(), processor.batch_decode(written, skip_special_tokens=True)
+        return [{"text": text.strip(), "complete": len(ids) < limit} for text, ids in zip(texts, written, strict=True)]
 
     def metrics(self) -> Sequence[MetricSpec]:
         """Those of the `metrics` option in its order, then the loss."""

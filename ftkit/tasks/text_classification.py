@@ -67,7 +67,7 @@ class TextClassification(LabelTask):
     # --- what it needs -------------------------------------------------------------------------------------------
 
     def columns(self) -> Mapping[str, Column]:
-        """Text, optional second text, label."""
+        """Text, second text (needed once it is learned that there are pairs), label."""
         return {
             "text": Column(
                 summary="The text.",
@@ -85,7 +85,9 @@ class TextClassification(LabelTask):
                 ),
             ),
             "text_pair": Column(
-                summary="The second text of a pair.", required=False, names=("text_pair", "sentence2", "question2", "hypothesis")
+                summary="The second text of a pair.",
+                required=self._pair,
+                names=("text_pair", "sentence2", "question2", "hypothesis"),
             ),
             "label": self._label_column(),
         }

@@ -293,27 +293,6 @@ def test_predictions_do_not_depend_on_the_batch(size: int) -> None:
     )
 
 
-@pytest.mark.parametrize("size", [1, 3, 7])
-@pytest.mark.parametrize("problem", EXAMPLES)
-def test_gold_in_perfect_scores_out(problem: str, size: int) -> None:
-    rows, processor = EXAMPLES[problem], processor_for()
-    task = make(rows, problem_type=problem)
-    features = numbered(task.encode(rows, processor))
-    predictions = []
-    for start in range(0, len(rows), size):
-        batch = task.collate(features[start : start + size], processor)
-        labels = batch["labels"]
-        gold = {
-            "single_label": lambda gold: torch.nn.functional.one_hot(gold, 3) * 9.0,
-            "multi_label": lambda gold: gold * 18 - 9,
-            "regression": lambda gold: gold[:, None],
-        }[problem](labels)
-        predictions += [task.combine([part]) for part in task.predictions(type("Outputs", (), {"logits": gold}), batch)]
-    scores = task.score(predictions, rows)
-    assert next(iter(scores)) == {"single_label": "accuracy", "multi_label": "f1_micro", "regression": "mse"}[problem]
-    assert scores == {spec.name: pytest.approx(float(spec.direction == "max")) for spec in task.metrics()[:-1]}
-
-
 def test_predictions_for_people_name_the_file() -> None:
     prediction = {"example": 0, "probabilities": np.array([0.25, 0.5, 0.25], np.float32)}
     expected = {"label": "cow", "score": 0.5, "probabilities": {"cat": 0.25, "cow": 0.5, "dog": 0.25}}

@@ -308,15 +308,6 @@ def test_gold_logits_score_one_on_every_seam(family: str, batch_size: int) -> No
             assert shown["start"] == expected
 
 
-def test_gold_logits_score_one_where_every_question_has_an_answer() -> None:
-    rows = SEAMS[::5]
-    task = make(rows)
-    predictions = predicted(task, rows, tiny_tokenizer(), 7)
-    assert task.score(predictions, rows, ["f1", "exact_match"]) == {"f1": 1.0, "exact_match": 1.0}
-    assert task.details(predictions, rows) == {}
-    assert task.intervals(predictions, rows) == {"f1": (1.0, 1.0), "exact_match": (1.0, 1.0)}
-
-
 # --- from logits to answers ----------------------------------------------------------------------------------------
 
 
@@ -469,7 +460,9 @@ def test_a_given_threshold_is_not_tuned() -> None:
 def test_nothing_is_tuned_where_questions_are_of_one_kind() -> None:
     rows = SEAMS[::40]
     for task in (make(rows), make(rows, no_answer=True)):
-        assert task.calibrate(predicted(task, rows, tiny_tokenizer(), 7, leaning_outputs), rows) == {}
+        predictions = predicted(task, rows, tiny_tokenizer(), 7, leaning_outputs)
+        assert task.calibrate(predictions, rows) == {}
+        assert bool(task.details(predictions, rows)) == (task.options.no_answer is True)
 
 
 # --- models --------------------------------------------------------------------------------------------------------

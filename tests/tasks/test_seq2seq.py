@@ -225,31 +225,13 @@ def test_perplexity_is_that_of_the_loss() -> None:
 # --- generation --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", [0, -1])
-@pytest.mark.parametrize("size", [1, 3, 7])
-def test_references_in_perfect_scores_out(size: int, choice: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = make(metrics=GENERATED)
-    model, processor = bound(task), tiny_tokenizer("bart")
-    answers = {}
-    for row in ROWS:
-        ids = processor(text_target=[row["target"][choice]])["input_ids"][0]
-        answers[tuple(processor(row["source"])["input_ids"])] = [*ids[:-1]]
-
-    def given_back(model: Any, inputs: dict[str, torch.Tensor], *arguments: Any, **options: Any) -> list[list[int]]:
-        rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
-        return [answers[tuple(ids[:count])] for ids, count in rows]
-
-    monkeypatch.setattr(generation, "generate_tokens", given_back)
-    found = evaluation(task, model, size)
-    assert {name: found.metrics[name] for name in GENERATED} == {
-        name: pytest.approx(100.0 if name in ("bleu", "chrf") else 1.0) for name in GENERATED
-    }
-    table = table_from_rows(ROWS, "rows")
-    assert task.intervals(found.predictions, table)["exact_match"] == (1.0, 1.0)
-    details = task.details(found.predictions, table)
-    assert details["generated"]["cut"] == 0
+def test_details_count_cut_texts_and_show_some_beside_all_references() -> None:
+    task, table = make(metrics=GENERATED), table_from_rows(ROWS, "rows")
+    written = [{"nll": 0.0, "tokens": 1, "correct": 1, "text": row["target"][-1], "complete": True} for row in ROWS]
+    details = task.details([{**written[0], "complete": False}, *written[1:]], table)
+    assert details["generated"]["cut"] == 1
     assert details["signatures"]["bleu"].startswith("nrefs:var|")
-    assert details["examples"][1]["references"] == [LONG, "w1 w2"]
+    assert details["examples"][1] == {"source": ROWS[1]["source"], "references": [LONG, "w1 w2"], "text": "w1 w2"}
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])

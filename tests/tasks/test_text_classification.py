@@ -566,15 +566,6 @@ def perfect(problem: str) -> tuple[TextClassification, list[dict[str, Any]], lis
     return task, [{"example": number, "probabilities": row * 0.9} for number, row in enumerate(array)], rows
 
 
-@pytest.mark.parametrize("problem", EXAMPLES)
-def test_perfect_predictions_have_perfect_scores(problem: str) -> None:
-    task, predictions, rows = perfect(problem)
-    scores = task.score(predictions, rows)
-    assert list(scores) == [spec.name for spec in task.metrics()][:-1]
-    assert scores == {spec.name: pytest.approx(float(spec.direction == "max")) for spec in task.metrics()[:-1]}
-    assert json.loads(json.dumps(scores)) == scores
-
-
 def test_scores_by_name_and_of_rows_that_can_only_be_iterated() -> None:
     task, predictions, rows = perfect("single_label")
     predictions[0]["probabilities"] = np.array([0.9, 0.05, 0.05], np.float32)

@@ -21,6 +21,7 @@ from ftkit.models.facts import ModelFacts
 from ftkit.registry import TASKS
 from ftkit.tasks.base import Features, Prediction, Row, RowError
 from ftkit.tasks.token_classification import Options, TokenClassification
+from tests.tasks.parts.word_tokenizers import byte_level, random_rows, word_pieces
 from tests.tiny import DECODERS, ENCODERS, tiny_config, tiny_tokenizer
 
 ROWS: list[dict[str, Any]] = [
@@ -29,7 +30,6 @@ ROWS: list[dict[str, Any]] = [
     {"tokens": ["w6", "w7"], "tags": ["B-LOC", "B-LOC"]},
 ]
 PLAIN_ROWS = [{"tokens": "w1 w2 w3", "tags": "N V N"}, {"tokens": "w4", "tags": "ADJ"}]
-LETTERS = "abcdef"
 
 
 def make(rows: Sequence[Row] = (), **options: Any) -> TokenClassification:
@@ -63,84 +63,11 @@ def model_for(family: str, task: TokenClassification) -> Any:
     return getattr(transformers, head.auto_class).from_config(tiny_config(family, **head.config)).eval()
 
 
-def word_pieces() -> Any:
-    """WordPiece where every letter is a piece; lower case, accents stripped, as BERT does it. Zero-width characters vanish."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokens = ["<pad>", "<unk>", "<cls>", "<sep>", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
-    backend = Tokenizer(models.WordPiece({token: index for index, token in enumerate(tokens)}, unk_token="<unk>"))
-    backend.normalizer = normalizers.BertNormalizer()
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(single="<cls> $A <sep>", special_tokens=[("<cls>", 2), ("<sep>", 3)])
-    names = {"pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<cls>", "sep_token": "<sep>"}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=["input_ids", "token_type_ids", "attention_mask"], **names
-    )
-
-
-def byte_level() -> Any:
-    """Byte-level BPE without special tokens in the input, without `add_prefix_space` and without trimmed offsets, as GPT-2 has it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    backend.train_from_iterator(
-        ["abc def abc fed abcdef"] * 3,
-        trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, special_tokens=["<|end|>"], show_progress=False),
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
-
-
-def sentence_pieces() -> Any:
-    """Unigram with `▁` before each word, which is a piece of its own before unusual words."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = [("<unk>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("▁abc", -1.0), *((letter, -3.0) for letter in LETTERS)]
-    backend = Tokenizer(models.Unigram(vocabulary, 0, False))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
-
-
-TOKENIZERS = {"word pieces": word_pieces, "byte level": byte_level, "sentence pieces": sentence_pieces}
-
-
-def random_rows(count: int, scheme: str = "IOB2") -> list[dict[str, Any]]:
-    """Sentences with long words, words of several pieces, punctuation and words that tokenizers drop."""
-    generator = random.Random(0)
-    rows = []
-    for _ in range(count):
-        words, tags = [], []
-        while len(words) < 1 or generator.random() < 0.96:
-            kind, size = generator.choice(["PER", "LOC", ""]), generator.randrange(1, 4)
-            for index in range(size):
-                length = generator.choice([1, 2, 3, 3, 4, 60])
-                letters = "".join(generator.choice(LETTERS) for _ in range(length))
-                words.append(generator.choice([letters, letters, letters, "abc", "\u200b", "don't", "é", "a b", "😂", ""]))
-                prefix = "" if scheme == "none" else "I-" if index else "B-"
-                tags.append(prefix + kind if kind else "O")
-        rows.append({"tokens": words, "tags": tags})
-    return rows
-
-
 def numbered(task: TokenClassification, rows: Sequence[Row], tokenizer: Any) -> list[Features]:
     """Features as they come out of the cache."""
     encoded = task.encode(rows, tokenizer)
     batch = from_features([{**feature, "example": feature["row"]} for feature in encoded])
     return [to_values(batch, index) for index in range(len(encoded))]
-
-
-def golden(batch: dict[str, Any], label_count: int, extra: int = 0) -> SimpleNamespace:
-    """What a model that knows the labels says: noise where nothing is supervised. extra: positions of virtual tokens before."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn((*batch["labels"].shape, label_count), generator=generator)
-    places = batch["labels"] >= 0
-    logits[places] = 20.0 * torch.nn.functional.one_hot(batch["labels"][places], label_count).float()
-    return SimpleNamespace(logits=torch.cat([torch.randn((len(logits), extra, label_count)), logits], dim=1))
 
 
 def gathered(task: TokenClassification, parts: Sequence[Prediction]) -> list[Prediction]:
@@ -401,39 +328,6 @@ def test_byte_level_tokenizers_need_no_prefix_space() -> None:
     assert feature["input_ids"] == tokenizer("abc def é")["input_ids"]
     pieces = tokenizer.convert_ids_to_tokens(feature["input_ids"])
     assert [pieces[position][:2] for position in feature["positions"]] == ["ab", "Ġd", "Ã"]
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("max_length", [8, 13, 4000])
-@pytest.mark.parametrize("labeling", ["first", "last", "all"])
-@pytest.mark.parametrize("scheme", ["auto", "none"])
-def test_gold_in_perfect_out(name: str, max_length: int, labeling: str, scheme: str) -> None:
-    tokenizer, rows = TOKENIZERS[name](), random_rows(9, "none" if scheme == "none" else "IOB2")
-    task = make(rows, max_length=max_length, overlap=min(6, max_length // 2), labeling=labeling, scheme=scheme)
-    features = numbered(task, rows, tokenizer)
-    assert all(len(feature["input_ids"]) == feature["length"] <= max_length for feature in features)
-    assert (len(features) > 5 * len(rows)) == (max_length < 20)
-    targets, losses = set(), []
-    for size in (1, 3, 7):
-        parts: list[Prediction] = []
-        count, loss = 0, 0.0
-        for taken in batches(features, size):
-            batch = task.collate(taken, tokenizer)
-            outputs = golden(batch, len(task._tags.names), extra=2)
-            count += task.target_count(batch)
-            loss += float(task.loss(outputs, batch))
-            parts += task.predictions(outputs, batch)
-        predictions = gathered(task, parts)
-        assert [item["example"] for item in predictions] == list(range(len(rows)))
-        scores = task.score(predictions, rows)
-        assert scores == dict.fromkeys(scores, 1.0)
-        shown = [task.present(item, row) for item, row in zip(predictions, rows, strict=True)]
-        assert [item["tags"] for item in shown] == [row["tags"] for row in rows]
-        targets.add(count)
-        losses.append(loss)
-    words = sum(len(row["tokens"]) for row in rows)
-    assert targets == {words} if labeling != "all" else min(targets) > words
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-4)
 
 
 def test_no_window_is_longer_and_no_word_is_lost() -> None:

@@ -12,6 +12,7 @@ Whatever the data uses becomes IOB2.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -183,7 +184,7 @@ class Tags:
         if value is None:
             raise RowError("tags", "the tags are missing", "Fill them in, or remove the row")
         if isinstance(value, str):
-            return value.split()
+            return _divided(value)
         if not isinstance(value, (list, tuple)):
             raise RowError("tags", f"tags {shown(value)} are neither a list nor text", "Give a list with a tag for each word")
         return [self._name(item, index) for index, item in enumerate(value)]
@@ -194,6 +195,9 @@ class Tags:
         if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < len(self.given):
             return self.given[item]
         whole = isinstance(item, int) and not isinstance(item, bool)
+        if whole and self.given:
+            message = f"tag {index + 1} is {item}, expected one of the places 0 to {len(self.given) - 1} in task.labels"
+            raise RowError("tags", message, "Name all tags in task.labels, or correct the row")
         hint = "Numbers are places in task.labels: name all tags there" if whole else "Correct the row"
         what = "empty" if item == "" or (isinstance(item, str) and not item.strip()) else f"{shown(item)}, which is not text"
         raise RowError("tags", f"tag {index + 1} is {what}", hint)
@@ -262,6 +266,13 @@ class Tags:
         kept = [tag for tag in self.given if split_tag(tag, "IOB2")] if scheme in ("IOB1", "IOB2") else [OUTSIDE]
         parts = [split for tag in self.given if (split := split_tag(tag, scheme)) and split[0] != OUTSIDE]
         return _complete(kept, dict.fromkeys(kind for _, kind in parts))
+
+
+def _divided(text: str) -> list[str]:
+    if re.fullmatch(r"\s*\[.*['\",].*\]\s*", text, re.DOTALL):
+        hint = "Write tags with spaces between them (`B-PER O`), or the rows as jsonl or parquet"
+        raise RowError("tags", f"the tags are {shown(text)}, a list that was written as text", hint)
+    return text.split()
 
 
 def _complete(names: Sequence[str], types: Iterable[str]) -> list[str]:

@@ -125,6 +125,9 @@ def layout_of(row: Row, layout: Layout | None) -> Layout:
     if layout is not None:
         return layout
     found = next((name for name, column in KEY_COLUMNS.items() if row.get(column) is not None), None)
+    empty = [name for name, column in KEY_COLUMNS.items() if column in row]
+    if found is None and len(empty) == 1:
+        return empty[0]
     if found is None:
         columns = ", ".join(f"`{column}`" for column in KEY_COLUMNS.values())
         hint = "Set `task.layout`, and name the columns of the data under data.columns"
@@ -179,7 +182,9 @@ def _read_turns(value: Any, column: str, may_ask: bool) -> list[Message]:
         return [{"role": "user", "content": _text(value, column, "the text")}]
     if not isinstance(value, list):
         found = "missing" if value is None else shown(value)
+        written = isinstance(value, str) and value.lstrip().startswith(("[", "{"))
         hint = "Each turn is {role, content}, or {from, value}"
+        hint = "A list that was written as text is not read; give the rows as jsonl or parquet" if written else hint
         raise RowError(column, f"the conversation is {found}, expected a list of turns", hint)
     if not value:
         raise RowError(column, "the conversation has no turns", "Fill it in, or remove the row")
@@ -188,16 +193,19 @@ def _read_turns(value: Any, column: str, may_ask: bool) -> list[Message]:
 
 def _read_turn(turn: Any, number: int, column: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise RowError(column, f"turn {number} is {shown(turn)}, expected an object with `role` and `content`")
-    keys = ("from", "value") if "from" in turn and "role" not in turn else ("role", "content")
+        hint = "Write each turn as {role, content}, or {from, value}"
+        raise RowError(column, f"turn {number} is {shown(turn)}, expected an object with `role` and `content`", hint)
+    keys = ("from", "value") if ("from" in turn or "value" in turn) and "role" not in turn else ("role", "content")
     role = turn.get(keys[0])
     if not isinstance(role, str) or role not in ROLES:
         known = "system, user, assistant or tool" if keys[0] == "role" else "system, human, gpt or observation"
-        raise RowError(column, f"turn {number}: `{keys[0]}` is {shown(role)}, expected {known}")
+        hint = "Name the role so, or remove the row"
+        raise RowError(column, f"turn {number}: `{keys[0]}` is {shown(role)}, expected {known}", hint)
     # Parquet gives every turn the keys of all turns, with nulls.
     rest = {key: item for key, item in turn.items() if key not in keys and item is not None}
     content = _read_content(turn.get(keys[1]), number, keys[1], column)
     message = {"role": ROLES[role], "content": content, **rest}
+    _check_calls(message.get("tool_calls"), number, column)
     calls_tools = message["role"] == "assistant" and message.get("tool_calls")
     if not content.strip() and message["role"] != "tool" and not calls_tools:
         found = "missing" if turn.get(keys[1]) is None else "empty"
@@ -213,7 +221,36 @@ def _read_content(value: Any, number: int, key: str, column: str) -> str:
         texts = [part.get("text") for part in value if part.get("type") == "text"]
         if len(texts) == len(value) and all(isinstance(text, str) for text in texts):
             return "".join(map(str, texts))
-    raise RowError(column, f"turn {number}: `{key}` is {shown(value)}, expected text")
+    hint = 'Give text, or parts {"type": "text", "text": ...}; images are not read'
+    raise RowError(column, f"turn {number}: `{key}` is {shown(value)}, expected text", hint)
+
+
+def _check_calls(calls: Any, number: int, column: str) -> None:
+    """Raises RowError unless calls are a list of {"function": {"name", "arguments"}} or {"name", "arguments"}, arguments an object,
+    also one as JSON text (OpenAI writes them so)."""
+    hint = 'A call is {"type": "function", "function": {"name": ..., "arguments": {...}}}'
+    if calls is not None and not isinstance(calls, list):
+        raise RowError(column, f"turn {number}: `tool_calls` is {shown(calls)}, expected a list of calls", hint)
+    for call in calls or ():
+        function = call.get("function") or call if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise RowError(column, f"turn {number}: `tool_calls` holds {shown(call)}, expected a function with its `name`", hint)
+        arguments = function.get("arguments")
+        if not isinstance(_from_json(arguments), Mapping | None):
+            message = (
+                f"turn {number}: the `arguments` of {function['name']!r} are {shown(arguments)}, expected an object, or one as JSON"
+            )
+            raise RowError(column, message, hint)
+
+
+def _from_json(value: Any) -> Any:
+    """What JSON text stands for, None for blank text; the value itself where it is no JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError):
+        return value
 
 
 def _with_system(row: Row, messages: list[Message], column: str, system: str | None) -> list[Message]:

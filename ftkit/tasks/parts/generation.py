@@ -6,8 +6,8 @@ results depend on who published the model (and without one, transformers stops a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,10 +53,11 @@ class GenerationOptions(Strict):
     length_penalty: float | None = Field(
         None, description="num_beams: scores are divided by length to this power; above 0 prefers longer texts. Default: 1."
     )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="do_sample: seed of the draws. Default: 0.")
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> GenerationOptions:
-        sampling = [name for name in ("temperature", "top_p", "top_k") if getattr(self, name) is not None]
+        sampling = [name for name in ("temperature", "top_p", "top_k", "seed") if getattr(self, name) is not None]
         if sampling and not self.do_sample:
             raise ValueError(f"{sampling[0]} has no effect without `do_sample: true`")
         if self.length_penalty is not None and self.num_beams == 1:
@@ -90,16 +91,15 @@ def generate_tokens(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     pad_id: int,
-    seed: int = 0,
 ) -> list[list[int]]:
     """The new tokens of each row, cut before the first of `stop_ids`.
 
     model: a decoder or encoder-decoder in evaluation mode, may be a PeftModel, outside any distributed wrapper.
     inputs: arguments of its `generate`: `input_ids` and `attention_mask` (B, T) on any device; those of decoders padded on the left.
     max_new_tokens: what `options.max_new_tokens` comes to; the caller sees to it that the model has that many positions.
-    seed: of the draws under `do_sample`; torch's global generators are left as they were.
+    Draws leave torch's global generators as they were.
     """
-    call = _Call(model, inputs, options, max_new_tokens, stop_ids, pad_id, seed)
+    call = _Call(model, inputs, options, max_new_tokens, stop_ids, pad_id)
     sequences = call.run()
     return [until_stop(row, stop_ids) for row in sequences[:, call.prompt_width :].tolist()]
 
@@ -120,39 +120,48 @@ def stream_text(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     pad_id: int,
-    seed: int = 0,
-) -> Iterator[str]:
-    """Pieces of the text of one row (B = 1) as they come; special tokens left out. Arguments as for `generate_tokens`.
+    stopped: Callable[[], bool] = lambda: False,
+) -> Generator[str, None, list[int]]:
+    """Pieces of the text of one row (B = 1) as they come, special tokens left out; returns what `generate_tokens` would.
 
-    Generation runs in a thread; its errors are raised here, and it ends when the iterator is closed.
-    Raises ValueError for several rows or beams, which finish no text before the last token.
+    Arguments as there. stopped: asked after each token whether that was the last one. Of several beams none is final before the last
+    token, so that their text comes as one piece. Generation runs in a thread; its errors are raised here, and it ends when the
+    iterator is closed. Raises ValueError for several rows.
     """
-    rows = len(next(iter(inputs.values())))
-    if rows != 1 or options.num_beams != 1:
-        raise ValueError(f"only one row and one beam can be streamed, not {rows} rows and {options.num_beams} beams")
-    call = _Call(model, inputs, options, max_new_tokens, stop_ids, pad_id, seed)
-    return _stream(call, _text_streamer(processor, stop_ids))
+    if (rows := len(next(iter(inputs.values())))) != 1:
+        raise ValueError(f"only one row can be streamed, not {rows}")
+    call = _Call(model, inputs, options, max_new_tokens, stop_ids, pad_id)
+    return _stream(call, processor, stop_ids, stopped, beams=options.num_beams > 1)
 
 
-def _stream(call: _Call, streamer: Any) -> Iterator[str]:
-    cancelled, errors = Event(), list[BaseException]()
+def _stream(
+    call: _Call, processor: Any, stop_ids: Sequence[int], stopped: Callable[[], bool], *, beams: bool
+) -> Generator[str, None, list[int]]:
+    closed, errors, found = Event(), list[BaseException](), list[int]()
+    streamer = None if beams else _text_streamer(processor, stop_ids)
 
     def work() -> None:
         try:
-            call.run(streamer=streamer, stopping_criteria=[_criterion(cancelled)])
+            sequences = call.run(streamer=streamer, stopping_criteria=[_criterion(lambda: closed.is_set() or stopped())])
+            found.extend(until_stop(sequences[0, call.prompt_width :].tolist(), stop_ids))
         except BaseException as error:
             errors.append(error)
-            streamer.end()
+            if streamer is not None:
+                streamer.end()
 
     thread = Thread(target=work, daemon=True)
     thread.start()
     try:
-        yield from (piece for piece in streamer if piece)
+        yield from (piece for piece in streamer or () if piece)
+        thread.join()
     finally:
-        cancelled.set()
+        closed.set()
         thread.join()
     if errors:
         raise errors[0]
+    if beams:
+        yield processor.decode(found, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return found
 
 
 def _text_streamer(processor: Any, stop_ids: Sequence[int]) -> Any:
@@ -165,14 +174,15 @@ def _text_streamer(processor: Any, stop_ids: Sequence[int]) -> Any:
             if self.next_tokens_are_prompt or int(value.reshape(-1)[0]) not in stop_ids:
                 super().put(value)
 
-    return Streamer(processor, skip_prompt=True, skip_special_tokens=True)
+    # Clean-up joins what was written already.
+    return Streamer(processor, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _criterion(cancelled: Event) -> Any:
+def _criterion(ends: Callable[[], bool]) -> Any:
     import torch
 
     def stop(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        return torch.full((len(input_ids),), cancelled.is_set(), dtype=torch.bool, device=input_ids.device)
+        return torch.full((len(input_ids),), ends(), dtype=torch.bool, device=input_ids.device)
 
     return stop
 
@@ -188,15 +198,13 @@ class _Call:
         max_new_tokens: int,
         stop_ids: Sequence[int],
         pad_id: int,
-        seed: int,
     ) -> None:
-        # Where torch.compile has wrapped the model: shapes that change with each token are not worth compiling for.
-        self._model: Any = getattr(model, "_orig_mod", model)
+        self._model: Any = model
         self._owner = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
         self._device = next(self._model.parameters()).device
         self._inputs = {name: value.to(self._device) for name, value in inputs.items()}
         self._config = _generation_config(self._owner, options, max_new_tokens, stop_ids, pad_id)
-        self._sampling, self._seed = options.do_sample, seed
+        self._sampling, self._seed = options.do_sample, options.seed or 0
 
     @property
     def prompt_width(self) -> int:
@@ -207,7 +215,11 @@ class _Call:
 
     def run(self, **more: Any) -> Tensor:
         """Token ids of the sequences, int64 (B, prompt_width + new)."""
-        with self._settings_in_force(), self._own_draws():
+        import torch
+
+        # Where the model is compiled: shapes that change with each token are not worth compiling for.
+        compiled = self._model._compiled_call_impl is not None
+        with self._settings_in_force(), self._own_draws(), torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             return self._model.generate(**self._inputs, generation_config=self._config, **more)
 
     @contextmanager
@@ -236,7 +248,7 @@ def _generation_config(
 ) -> GenerationConfig:
     from transformers import GenerationConfig
 
-    chosen = {name: value for name, value in options.model_dump(exclude={"max_new_tokens"}).items() if value is not None}
+    chosen = {name: value for name, value in options.model_dump(exclude={"max_new_tokens", "seed"}).items() if value is not None}
     if options.do_sample:
         # transformers would draw from the 50 likeliest.
         chosen.setdefault("top_k", 0)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read. Pillow knows more, but some of that starts other programs (EPS)."""
 
+_BEGINNINGS = {"BMP": b"BM", "GIF": b"GIF8", "JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n", "WEBP": b"RIFF"}
+
 LEVELS = 256
 WIDEST_16_BIT = 65535
 TOLERANCE = 1e-6
@@ -64,6 +66,10 @@ def _open(row: Row, column: str) -> Image:
     try:
         image = PIL.Image.open(BytesIO(data), formats=FORMATS)
     except PIL.UnidentifiedImageError as error:
+        kind = next((kind for kind, start in _BEGINNINGS.items() if data.startswith(start)), "")
+        if kind:
+            message = f"{_called(row, column)} begins like {kind}, but its header is damaged or says 0 pixels: {shown(data[:24])}"
+            raise RowError(column, message, "Replace it, or remove the row") from error
         message = f"{_called(row, column)} is no image: it begins with {shown(data[:16])}"
         raise RowError(column, message, f"Convert it to one of {', '.join(FORMATS)}, or remove the row") from error
     if not image.width or not image.height:

@@ -52,12 +52,13 @@ class Labels:
         if isinstance(value, str) and self.separator:
             value = [part.strip() for part in value.split(self.separator) if part.strip()]
         if not isinstance(value, (list, tuple)):
-            hint = "Set task.label_separator to split one text into labels" if isinstance(value, str) else ""
+            wanted = "Give a list of names, or map `label` to a list of 0/1 columns"
+            hint = "Set task.label_separator to split one text into labels" if isinstance(value, str) else wanted
             raise RowError("label", f"label {shown(value)} is not a list of labels", hint)
         flags = self._flags(value)
         if flags is not None:
             return [name for name, flag in zip(self.given, flags, strict=True) if flag]
-        names = [read_name(item) for item in value]
+        names = [_name_among(value, number) for number in range(len(value))]
         if repeated := duplicates(names):
             raise RowError(
                 "label", f"label {listed(repeated)} occurs twice in {shown(value)}", "Give 0/1 columns names in task.labels"
@@ -68,7 +69,12 @@ class Labels:
         """The list as a 0/1 for each given name, None if it is not that. Names `0` and `1` would make it ambiguous."""
         if not self.given or len(value) != len(self.given) or {"0", "1"} & set(self.given):
             return None
-        flags = [_INDICATORS.get(str(item).lower()) for item in value]
+        flags = [_INDICATORS.get(str(item).strip().lower()) for item in value]
+        for name, item, flag in zip(self.given, value, flags, strict=True):
+            if flag is None and item not in self.given and set(flags) != {None}:
+                raise RowError(
+                    "label", f"{name!r} is {shown(item)} in {shown(value)}, expected 0 or 1", "Correct or remove the row"
+                )
         return [flag for flag in flags if flag is not None] if None not in flags else None
 
     def check_known(self, target: Target) -> None:
@@ -116,11 +122,13 @@ def name_order(names: Collection[str]) -> Callable[[str], Any]:
 
 def read_name(value: Any) -> str:
     """The name of a label given as text, whole number or boolean. Raises RowError."""
+    if isinstance(value, float) and math.isnan(value):
+        raise RowError("label", "the label is NaN, not a label", "Fill it in, or remove the row")
     if isinstance(value, float):
         hint = "Set task.problem_type to regression; if it is a class, write it as text or a whole number"
         raise RowError("label", f"label {value!r} is a number with a point", hint)
     if not isinstance(value, (str, int)):
-        hint = "Set task.problem_type to multi_label" if isinstance(value, (list, tuple)) else ""
+        hint = "Set task.problem_type to multi_label" if isinstance(value, (list, tuple)) else "Write it as text"
         raise RowError("label", f"label {shown(value)} is not text, a whole number or true/false", hint)
     if not str(value).strip():
         raise RowError("label", "the label is empty", "Fill it in, or remove the row")
@@ -131,12 +139,26 @@ def read_number(value: Any) -> float:
     """A finite number, given as such or as text. Raises RowError."""
     if isinstance(value, (str, int, float)) and not isinstance(value, bool) and _is_number(value):
         return float(value)
-    hint = (
-        "Set task.problem_type to single_label if labels are names"
-        if isinstance(value, (str, bool))
-        else "Correct or remove the row"
-    )
-    raise RowError("label", f"label {shown(value)} is not a finite number", hint)
+    raise RowError("label", f"label {shown(value)} is not a finite number", _number_hint(value))
+
+
+def _number_hint(value: Any) -> str:
+    if isinstance(value, str) and not value.strip():
+        return "Fill it in, or remove the row"
+    if isinstance(value, str) and any(character.isdigit() for character in value):
+        return "Write it with a point and nothing else, such as 2.5"
+    if isinstance(value, (str, bool)) and value != "nan":
+        return "Set task.problem_type to single_label if labels are names"
+    return "Correct or remove the row"
+
+
+def _name_among(values: Sequence[Any], number: int) -> str:
+    """The name of one of a row's labels. Raises RowError."""
+    item = values[number]
+    if isinstance(item, (str, int)) and str(item).strip():
+        return str(item)
+    message = f"label {number + 1} of {shown(values)} is not text, a whole number or true/false"
+    raise RowError("label", f"{message}, or is empty" if item == "" else message, "Correct or remove the row")
 
 
 def _is_number(value: str | float) -> bool:

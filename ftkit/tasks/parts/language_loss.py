@@ -61,6 +61,9 @@ class LanguageScorer:
     def __init__(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> None:
         output: Any = model.get_output_embeddings()  # type: ignore[operator]
         self._model, self._output = model, output
+        self._answers: list[Any] = []
+        # One function for all batches, which compiled models call as it is: torch.compile would compile anew for each new one.
+        self._stand_in = torch.compiler.disable(self._answer_instead)
         self.chunked = self._agrees(model, inputs)
 
     def score(self, model: nn.Module, inputs: Mapping[str, Any], targets: Tensor) -> TargetScores:
@@ -90,17 +93,16 @@ class LanguageScorer:
     @contextmanager
     def _intercepted(self, answer: Callable[[Tensor, Callable[[Tensor], Tensor]], Any]) -> Iterator[list[Any]]:
         """While this lasts, the output layer hands its input to `answer` and gives back a row of zeros, which costs nothing."""
-        original, answers, width = self._output.forward, [], self._width
-
-        def forward(hidden: Tensor) -> Tensor:
-            answers.append(answer(hidden, original))
-            return hidden.new_zeros(1, 1, width)
-
-        self._output.forward = forward
+        self._answer, self._compute, self._answers = answer, self._output.forward, []
+        self._output.forward = self._stand_in
         try:
-            yield answers
+            yield self._answers
         finally:
-            self._output.forward = original
+            self._output.forward = self._compute
+
+    def _answer_instead(self, hidden: Tensor) -> Tensor:
+        self._answers.append(self._answer(hidden, self._compute))
+        return hidden.new_zeros(1, 1, self._width)
 
     def _finish(self, logits: Tensor) -> Tensor:
         """What the model does to its logits after the output layer, as far as its config tells."""
@@ -146,11 +148,12 @@ def _scores(logits: Tensor, targets: Tensor, training: bool) -> tuple[Tensor, Te
 
 
 def position_count(model: nn.Module) -> int | None:
-    """Positions that a model has, None if its config states no limit."""
+    """Positions that a model has for texts, None if its config states no limit. A soft prompt takes some."""
     config: Any = model.config
     config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
     found = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-    return next((count for count in found if isinstance(count, int)), None)
+    taken = getattr(model, "virtual_positions", 0)
+    return next((count - taken for count in found if isinstance(count, int)), None)
 
 
 def probe_tokens(processor: Any, count: int = 8) -> Tensor:

@@ -35,10 +35,10 @@ def read_answers(row: Row) -> list[Answer]:
     impossible = _flag(row)
     if row.get("answers") is None and impossible:
         return []
-    texts, starts = _columns_of(row)
+    texts, starts, column = _columns_of(row)
     if len(texts) != len(starts):
         raise RowError("answers", f"{len(texts)} texts, but {len(starts)} starts", "Give each answer its start in the context")
-    answers = [(_text(text), _start(start)) for text, start in zip(texts, starts, strict=True)]
+    answers = [(_text(text), _start(start, column)) for text, start in zip(texts, starts, strict=True)]
     if answers and impossible:
         raise RowError("is_impossible", f"is true, but there is an answer: {shown(answers[0][0])}", "Correct one of the two")
     return answers
@@ -51,18 +51,23 @@ def _flag(row: Row) -> bool:
     return str(value).lower() in ("true", "1")
 
 
-def _columns_of(row: Row) -> tuple[list[Any], list[Any]]:
-    value = row.get("answers")
+def _columns_of(row: Row) -> tuple[list[Any], list[Any], str]:
+    """Texts, starts, and the column that holds the starts."""
+    value, column = row.get("answers"), "answers"
     if value is None:
         raise RowError("answers", "the answers are missing", "Fill them in; an empty list where the question has no answer")
     if isinstance(value, dict):
+        if "text" not in value:
+            message = f"the answers {shown(value)} have no `text`"
+            raise RowError("answers", message, 'Write them as {"text": [...], "answer_start": [...]}')
         texts, starts = (value.get(key) for key in ("text", "answer_start"))
     elif isinstance(value, (list, tuple)) and all(isinstance(item, dict) for item in value):
         texts, starts = ([item.get(key) for item in value] for key in ("text", "answer_start"))
     else:
         texts, starts = value, row.get("answer_start")
+        column = column if starts is None else "answer_start"
     texts = [] if isinstance(texts, str) and not texts.strip() else texts
-    return _listed(texts), _listed(starts) if _listed(texts) else []
+    return _listed(texts), _listed(starts) if _listed(texts) else [], column
 
 
 def _listed(value: Any) -> list[Any]:
@@ -75,14 +80,15 @@ def _text(value: Any) -> str:
     return value
 
 
-def _start(value: Any) -> int:
+def _start(value: Any, column: str) -> int:
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         hint = "answer_start is the number of characters of the context before the answer"
-        raise RowError("answers", f"the start of the answer is {shown(value)}, not a whole number from 0", hint)
+        found = "missing, expected" if value is None else f"{shown(value)}, not"
+        raise RowError(column, f"the start of the answer is {found} a whole number from 0", hint)
     return value
 
 
@@ -92,7 +98,8 @@ def check_answers(row: Row) -> None:
     for text, start in read_answers(row):
         found = context[start : start + len(text)]
         if found != text:
-            message = f"the context has {shown(found)} at {start}, but the answer is {shown(text)}"
+            has = f"{shown(found)} at {start}" if found else f"{len(context)} characters and nothing at {start}"
+            message = f"the context has {has}, but the answer is {shown(text)}"
             raise RowError("answers", message, _way_out(context, text, start))
 
 
@@ -100,7 +107,9 @@ def _way_out(context: str, text: str, start: int) -> str:
     stripped = text.strip()
     places = _occurrences(context, stripped)
     if not places:
-        return "The context does not contain this text at all"
+        other_case = _occurrences(context.lower(), stripped.lower())
+        where = f" but for upper and lower case, at {other_case[0]}" if other_case else ""
+        return f"The context does not contain this text at all{where}; correct or remove the row"
     nearest = min(places, key=lambda place: abs(place - start))
     counted = {
         "in bytes of UTF-8": len(context.encode("utf-8", "surrogatepass")[:start].decode("utf-8", "ignore")),

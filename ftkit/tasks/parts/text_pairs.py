@@ -32,7 +32,7 @@ class TextPairs:
             raise RowError("target", "the list of references is empty", "Fill it in, or remove the row")
         for number, text in enumerate(value, start=1):
             if not isinstance(text, str) or not text.strip():
-                raise RowError("target", f"reference {number} is {shown(text)}; expected a text", "Correct the row")
+                raise RowError("target", f"reference {number} is {shown(text)}; expected a text", "Correct or remove the row")
 
     def source(self, row: Row) -> str:
         """The text to read."""

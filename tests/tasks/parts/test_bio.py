@@ -225,7 +225,7 @@ def test_tags_that_are_not_text(value: Any, message: str) -> None:
 def test_numbers_are_places_in_the_given_tags() -> None:
     tags = Tags("IOB2", ["O", "B-PER"])
     assert tags.read({"tags": [1, 0]}) == ["B-PER", "O"]
-    with pytest.raises(RowError, match="tag 1 is 2, which is not text") as caught:
+    with pytest.raises(RowError, match=r"tag 1 is 2, expected one of the places 0 to 1 in task\.labels") as caught:
         tags.read({"tags": [2]})
     assert "task.labels" in caught.value.hint
 

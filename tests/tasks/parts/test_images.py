@@ -64,7 +64,10 @@ def test_formats(kind: str) -> None:
         (b"%PDF-1.7 and so on", "the image is no image: it begins with b'%PDF-1.7 and so '"),
         ({"bytes": b"hello", "path": "x/a.png"}, "the image 'x/a.png' is no image: it begins with b'hello'"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
-        (png_header(0, 5), "the image (has 0 x 5 pixels|is no image|cannot be decoded)"),
+        (
+            png_header(0, 5),
+            "the image (has 0 x 5 pixels|begins like PNG, but its header is damaged or says 0 pixels|cannot be decoded)",
+        ),
         (png_header(30_000, 30_000), "is too large: more than 89,478,485 pixels, Pillow's limit"),
         (png_header(10_000, 10_000), "is too large: more than 89,478,485 pixels, Pillow's limit"),
     ],
