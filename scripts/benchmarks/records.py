@@ -11,7 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,9 +80,13 @@ def key_of(**settings: Any) -> str:
 def _code_hash() -> str:
     """A hash of the code that measurements run through: a table never mixes figures of two states of it."""
     package = Path(ftkit.__file__).parent
-    files = [path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in UNMEASURED]
+    return files_hash([path for path in package.rglob("*.py") if path.relative_to(package).parts[0] not in UNMEASURED])
+
+
+def files_hash(files: Iterable[Path]) -> str:
+    """A hash of what is in these files."""
     digest = hashlib.sha256()
-    for path in sorted([*files, *Path(__file__).parent.glob("sides.py")]):
+    for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -2,6 +2,8 @@
 
     python scripts/benchmarks/reference.py --recipe recipes/text-classification/tweets-lora.yaml --seeds 3 --threads 2
 
+Tasks are those with a file in scripts/benchmarks/sides/.
+
 Each training is a process of its own; the two sides take turns, so that a machine that grows slower does so for both. Results are
 kept line by line in OUTPUT/<recipe>.jsonl: a run that was killed goes on where it was. OUTPUT/<recipe>.json has the whole.
 """
@@ -17,12 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from records import Records, check_place, fill_place, key_of, machine_line, run_child, shell_line, table
+from records import Records, check_place, files_hash, fill_place, key_of, machine_line, run_child, shell_line, table
 
 from ftkit.files import write_json
 
-SIDES = Path(__file__).with_name("sides.py")
-METRICS = {"accuracy": "Accuracy", "f1_macro": "Macro F1"}
+SIDE = Path(__file__).with_name("side.py")
+SIDES = Path(__file__).with_name("sides")
 START_TOLERANCE = 1e-5
 CONFIDENCE = 0.95
 
@@ -52,23 +54,29 @@ def measure(records: Records, recipe: Path, options: argparse.Namespace, side: s
         "precision": precision,
         "threads": options.threads,
     }
-    key = key_of(recipe=recipe.read_text(encoding="utf-8"), **what)
+    code = files_hash([SIDE, *SIDES.glob("*.py")])
+    key = key_of(recipe=recipe.read_text(encoding="utf-8"), sides=code, **what)
     found = records.get(key)
     if found is None:
         found = {"key": key, **what, **_in_child({"recipe": str(recipe), **what}, options.threads)}
         records.add(found)
-        told = "" if side == "start" else f"{found['seconds']:.1f} s, accuracy {found['accuracy']:.4f}"
+        told = "measured" if side == "start" else _told(found)
     else:
         told = "measured before (--fresh measures again)"
     print(f"{recipe.stem}: seed {seed}, {side} {precision}: {told}", file=sys.stderr, flush=True)
     return found
 
 
+def _told(found: dict[str, Any]) -> str:
+    name, value = next(iter(found["metrics"].items()))
+    return f"{found['seconds']:.1f} s, {name} {value:.4f}"
+
+
 def _in_child(request: dict[str, Any], threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         asked, answered = Path(folder) / "request.json", Path(folder) / "result.json"
         asked.write_text(json.dumps(request), encoding="utf-8")
-        run_child([str(SIDES), str(asked), str(answered)], threads)
+        run_child([str(SIDE), str(asked), str(answered)], threads)
         return json.loads(answered.read_text(encoding="utf-8"))
 
 
@@ -95,12 +103,12 @@ def compare(recipe: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_start(start: dict[str, Any]) -> None:
-    """Ends the script if the two sides do not begin with the same model, or would train different weights."""
+    """Ends the script if the two sides do not begin with the same model, or would train different weights or numbers of steps."""
     ours, theirs = start["ftkit"], start["trainer"]
-    same = ours["trainable"] == theirs["trainable"] and all(
+    close = all(
         abs(ours[name] - theirs[name]) <= START_TOLERANCE * max(1.0, abs(theirs[name])) for name in ("loss", "gradient_norm")
     )
-    if not same:
+    if not close or any(ours[name] != theirs[name] for name in ("trainable", "steps")):
         sys.exit(f"the two sides do not start with the same model; nothing to compare.\nftkit:   {ours}\nTrainer: {theirs}")
 
 
@@ -126,9 +134,12 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
 def summary(seeds: Sequence[dict[str, Any]], precision: str) -> dict[str, Any]:
     """Metrics of ftkit against the Trainer's interval, and ratios of time and memory (above 1: ftkit needs less)."""
     pairs = [(seed["ftkit"][precision], seed["trainer"]) for seed in seeds]
+    metrics = [(ours["metrics"], theirs["metrics"]) for ours, theirs in pairs]
     ratios = {name: [theirs[name] / ours[name] for ours, theirs in pairs] for name in ("seconds", "cpu_seconds", "peak_memory_mib")}
     return {
-        "metrics": {name: _against([ours[name] for ours, _ in pairs], [theirs[name] for _, theirs in pairs]) for name in METRICS},
+        "metrics": {
+            name: _against([ours[name] for ours, _ in metrics], [side[name] for _, side in metrics]) for name in metrics[0][1]
+        },
         "ratios": ratios,
         "median_ratios": {name: statistics.median(values) for name, values in ratios.items()},
     }
@@ -152,14 +163,15 @@ def _against(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any], command: str) -> str:
     """The tables of a recipe."""
-    start, steps = found["start"], found["seeds"][0]["trainer"]["steps"]
+    start = found["start"]
     both = start["ftkit"], start["trainer"]
     losses = " and ".join(f"{side['loss']:.6f}" for side in both)
     norms = " and ".join(f"{side['gradient_norm']:.6f}" for side in both)
+    train, test = start["examples"]["train"], start["examples"]["test"]
     intro = (
-        f"{start['rows']['train']:,} training and {start['rows']['test']:,} test rows, {steps:,} steps, method `{start['method']}`, "
-        f"{both[0]['trainable']:,} weights train on both sides. Before the first step (ftkit and Trainer): loss {losses}, "
-        f"gradient norm {norms}."
+        f"{train['rows']:,} training and {test['rows']:,} test rows{_made(train)}, {both[1]['steps']:,} steps, method "
+        f"`{start['method']}`, {both[0]['trainable']:,} weights train on both sides. Before the first step (ftkit and Trainer): loss "
+        f"{losses}, gradient norm {norms}."
     )
     ratios = " ".join(
         f"Trainer over ftkit {precision}, medians over the seeds: {facts['median_ratios']['seconds']:.2f} in time, "
@@ -170,10 +182,20 @@ def markdown(found: dict[str, Any], command: str) -> str:
     return "\n\n".join(parts)
 
 
+def _made(train: dict[str, int]) -> str:
+    """What became of the training rows, unless every row is one example and the same on both sides."""
+    sizes = {train["rows"], train["ftkit"], train["trainer"], train["same"]}
+    if len(sizes) == 1:
+        return ""
+    return (
+        f" ({train['ftkit']:,} and {train['trainer']:,} training examples, ftkit and Trainer, {train['same']:,} of them the same)"
+    )
+
+
 def _summary_table(found: dict[str, Any]) -> str:
     rows = []
     for precision, facts in found["summary"].items():
-        for name, title in METRICS.items():
+        for name, title in found["start"]["metrics"].items():
             value = facts["metrics"][name]
             interval = value["trainer_interval"]
             rows.append(
@@ -191,7 +213,7 @@ def _summary_table(found: dict[str, Any]) -> str:
 
 
 def _seed_table(found: dict[str, Any]) -> str:
-    rows = []
+    rows, titles = [], found["start"]["metrics"]
     for entry in found["seeds"]:
         theirs = entry["trainer"]
         sides = [(f"ftkit {precision}", ours) for precision, ours in entry["ftkit"].items()] + [("Trainer fp32", theirs)]
@@ -199,14 +221,14 @@ def _seed_table(found: dict[str, Any]) -> str:
             rows.append(
                 [
                     f"{entry['seed']}, {name}",
-                    *[f"{side[metric]:.4f}" for metric in METRICS],
+                    *[f"{side['metrics'][metric]:.4f}" for metric in titles],
                     f"{side['seconds']:.1f}",
                     f"{side['cpu_seconds']:.1f}",
                     f"{theirs['seconds'] / side['seconds']:.2f}",
                     f"{side['peak_memory_mib']:.0f}",
                 ]
             )
-    return table(["Seed, side", *METRICS.values(), "Training s", "Processor s", "Times the Trainer's speed", "Peak MiB"], rows)
+    return table(["Seed, side", *titles.values(), "Training s", "Processor s", "Times the Trainer's speed", "Peak MiB"], rows)
 
 
 def _words(recipe: Path, options: argparse.Namespace) -> list[str]:

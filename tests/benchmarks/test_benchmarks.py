@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -15,36 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import save_tiny
-
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
-LABELS = {"calm": "w1 w2 w3", "angry": "w11 w12 w13", "glad": "w21 w22 w23"}
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A LoRA recipe on a tiny BERT and rows of uneven length."""
-    save_tiny(tmp_path / "bert", "bert")
-    generator = random.Random(0)
-    for name, count in {"train": 52, "validation": 8, "test": 24}.items():
-        rows = []
-        for number in range(count):
-            label = list(LABELS)[number % 3]
-            words = [f"w{generator.randrange(30, 41)}" for _ in range(generator.randrange(1, 12))]
-            words += generator.choices(LABELS[label].split(), k=3)
-            rows.append(json.dumps({"text": " ".join(words), "label": label}))
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
-    path = tmp_path / "tiny.yaml"
-    keys = {
-        "model": str(tmp_path / "bert"),
-        "task": "text-classification",
-        "data": "{train: train.jsonl, validation: validation.jsonl, test: test.jsonl}",
-        "method": "{name: lora, rank: 4}",
-        "train": "{epochs: 2, batch_size: 8, learning_rate: 1e-2, early_stopping: {patience: 1}}",
-        "export": "[adapter]",
-    }
-    path.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -81,7 +51,7 @@ def test_reference_compares_equal_work_and_resumes(recipe: Path, tmp_path: Path)
     assert ours["trainable"] == theirs["trainable"] > 0
     for side in (ours, theirs):
         assert 0 < side["seconds"] < 60
-        assert 0 <= side["accuracy"] <= 1
+        assert 0 <= side["metrics"]["accuracy"] <= 1
         assert 50 < side["peak_memory_mib"] < 4096
     assert found["summary"]["fp32"]["ratios"]["seconds"] == [theirs["seconds"] / ours["seconds"]]
     assert found["summary"]["fp32"]["metrics"]["accuracy"]["trainer_interval"] is None
@@ -90,7 +60,8 @@ def test_reference_compares_equal_work_and_resumes(recipe: Path, tmp_path: Path)
     assert page.startswith("before\n<!-- results:reference-tiny -->\n`python scripts/benchmarks/reference.py")
     assert page.endswith("<!-- end:reference-tiny -->\nafter\n")
     assert "old" not in page
-    assert f"{ours['accuracy']:.4f}" in page
+    assert f"{ours['metrics']['accuracy']:.4f}" in page
+    assert "52 training and 24 test rows, 14 steps" in page
 
     # A process that was killed while it wrote its last line: that measurement alone is made again.
     lines = (tmp_path / "out" / "tiny.jsonl").read_text(encoding="utf-8").splitlines()
@@ -100,7 +71,7 @@ def test_reference_compares_equal_work_and_resumes(recipe: Path, tmp_path: Path)
     assert again.stderr.count("measured before") == 2
     repeated = json.loads((tmp_path / "out" / "tiny.json").read_text(encoding="utf-8"))["seeds"][0]
     assert repeated["ftkit"]["fp32"] == ours, "taken from the file, times and all"
-    assert repeated["trainer"]["accuracy"] == theirs["accuracy"], "trained again from the same seed"
+    assert repeated["trainer"]["metrics"] == theirs["metrics"], "trained again from the same seed"
 
 
 def test_methods_makes_a_row_of_a_run(recipe: Path, tmp_path: Path) -> None:
@@ -136,21 +107,50 @@ def test_interval_is_students(script: Any) -> None:
     assert (low, high) == pytest.approx((0.92 - reach, 0.92 + reach), abs=1e-6)
 
 
-def test_mean_outside_the_interval_is_said(script: Any) -> None:
-    def side(accuracy: float, seconds: float) -> dict[str, float]:
-        return {"accuracy": accuracy, "f1_macro": 0.5, "seconds": seconds, "cpu_seconds": seconds, "peak_memory_mib": 100.0}
+def side(seconds: float, **metrics: float) -> dict[str, Any]:
+    return {"metrics": metrics, "seconds": seconds, "cpu_seconds": seconds, "peak_memory_mib": 100.0}
 
+
+def test_mean_outside_the_interval_is_said(script: Any) -> None:
     values = [(0.80, 0.90), (0.82, 0.91), (0.905, 0.92)]
-    seeds = [{"ftkit": {"fp32": side(ours, 2.0)}, "trainer": side(theirs, 3.0)} for ours, theirs in values]
+    seeds = [{"ftkit": {"fp32": side(2.0, accuracy=ours)}, "trainer": side(3.0, accuracy=theirs)} for ours, theirs in values]
     found = script("reference").summary(seeds, "fp32")
     assert found["metrics"]["accuracy"]["mean_within"] is False
     assert found["metrics"]["accuracy"]["seeds_within"] == [False, False, True]
     assert found["median_ratios"]["seconds"] == 1.5
 
 
-@pytest.mark.parametrize("name", ["trainable", "loss", "gradient_norm"])
+def test_tables_have_the_metrics_of_the_task(script: Any) -> None:
+    reference = script("reference")
+    start = {"trainable": 10, "loss": 5.0, "gradient_norm": 2.0, "steps": 60}
+    seeds = [{"seed": 0, "ftkit": {"fp32": side(2.0, exact_match=0.5, f1=0.625)}, "trainer": side(3.0, exact_match=0.25, f1=0.75)}]
+    examples = {
+        "train": {"rows": 1900, "ftkit": 2013, "trainer": 2014, "same": 2001},
+        "test": {"rows": 400, "ftkit": 410, "trainer": 410},
+    }
+    found = {
+        "start": {
+            "ftkit": start,
+            "trainer": start,
+            "method": "lora",
+            "metrics": {"exact_match": "Exact match", "f1": "F1"},
+            "examples": examples,
+        },
+        "seeds": seeds,
+        "machine": "A machine.",
+        "summary": {"fp32": reference.summary(seeds, "fp32")},
+    }
+    text = reference.markdown(found, "python reference.py")
+    assert "1,900 training and 400 test rows (2,013 and 2,014 training examples, ftkit and Trainer, 2,001 of them the same)" in text
+    assert "60 steps" in text
+    assert "| Exact match, ftkit fp32 | 0.5000 | 0.2500 |" in text
+    assert "| Seed, side | Exact match | F1 | Training s |" in text
+    assert "| 0, Trainer fp32 | 0.2500 | 0.7500 | 3.0 |" in text
+
+
+@pytest.mark.parametrize("name", ["trainable", "loss", "gradient_norm", "steps"])
 def test_sides_that_start_apart_are_refused(script: Any, name: str) -> None:
-    same = {"trainable": 10, "loss": 1.0, "gradient_norm": 2.0}
+    same = {"trainable": 10, "loss": 1.0, "gradient_norm": 2.0, "steps": 7}
     check = script("reference").check_start
     check({"ftkit": same, "trainer": dict(same)})
     with pytest.raises(SystemExit, match="do not start with the same model"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,11 @@ from ftkit.training.events import StepEvent
 from ftkit.training.loop import Trainer as Loop
 from ftkit.training.optimizers import make_optimizer, parameter_groups
 from ftkit.training.stopping import StoppingRule
-from tests.benchmarks.test_benchmarks import SCRIPTS
-from tests.tiny import save_tiny
+from tests.benchmarks.tiny_tasks import BATCH_SIZE, SQUAD2, TASKS
 
-BATCH_SIZE = 4
+LORA = "{name: lora, rank: 4}"
+STEADY = {"question-answering": {"adam_epsilon": 1e-3}}
+"""What all positions share changes no answer: its gradient is rounding errors alone, of which Adam would make whole steps."""
 
 
 class InOrder:
@@ -32,46 +31,10 @@ class InOrder:
         return [np.arange(start, min(start + BATCH_SIZE, len(self.store))) for start in range(0, len(self.store), BATCH_SIZE)]
 
     def load(self, indices: np.ndarray) -> Any:
-        return self.prepared.task.collate(self.store.take(indices), self.prepared.tokenizer)
+        return self.prepared.task.collate(self.store.take(indices), self.prepared.tokenizer, training=True)
 
     def tokens(self, indices: np.ndarray) -> int:
         return int(self.store.lengths[indices].sum())
-
-
-@pytest.fixture
-def sides(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("sides")
-
-
-@pytest.fixture
-def request_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("FTKIT_CACHE", str(tmp_path / "cache"))
-    save_tiny(tmp_path / "bert", "bert")
-    config = json.loads((tmp_path / "bert" / "config.json").read_text())
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, **dropout}))
-    for name in ("train", "test"):
-        rows = [
-            {"text": " ".join(f"w{(number * word) % 41}" for word in range(1, 3 + number % 7)), "label": number % 2}
-            for number in range(18)
-        ]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-
-    def make(method: str, **train: Any) -> dict[str, Any]:
-        settings = {"epochs": 3.0, "batch_size": BATCH_SIZE, "learning_rate": 1e-2, "weight_decay": 0.1, **train}
-        keys = {
-            "model": str(tmp_path / "bert"),
-            "task": "text-classification",
-            "data": "{train: train.jsonl, test: test.jsonl, leaks: 'off'}",
-            "method": method,
-            "train": json.dumps(settings),
-        }
-        path = tmp_path / "tiny.yaml"
-        path.write_text("".join(f"{key}: {value}\n" for key, value in keys.items()))
-        return {"recipe": str(path), "overrides": [], "seed": 3, "precision": "fp32"}
-
-    return make
 
 
 def train_ours(prepared: Any) -> tuple[Any, list[float]]:
@@ -98,33 +61,58 @@ def train_ours(prepared: Any) -> tuple[Any, list[float]]:
     return made.model, losses
 
 
-def train_theirs(sides: Any, prepared: Any, folder: Path) -> tuple[Any, list[float]]:
+def train_theirs(reference: Any, folder: Path) -> tuple[Any, list[float]]:
     """The same with transformers' Trainer."""
-    from transformers import Trainer
-
-    model, rows = sides.reference_model(prepared), sides.as_dataset(prepared.stores["train"])
-    settings = sides.trainer_arguments(prepared.plan, len(rows), str(folder / "trainer"))
-    settings.train_sampling_strategy, settings.logging_steps = "sequential", 1
-    trainer = Trainer(model=model, args=settings, train_dataset=rows, processing_class=prepared.tokenizer)
+    model, examples = reference.model(), reference.examples(reference.prepared.rows("train"), training=True)
+    trainer = reference.trainer(model, examples, str(folder / "trainer"), train_sampling_strategy="sequential", logging_steps=1)
     trainer.train()
     return model, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("method", ["full", "{name: lora, rank: 4}", "{name: partial, top_blocks: 1}", "linear-probe"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_same_batches_give_the_trainers_weights(sides: Any, request_for: Any, tmp_path: Path, method: str, schedule: str) -> None:
-    request = request_for(method, schedule=schedule, warmup_steps=0, max_grad_norm=0.5)
-    prepared = sides.Prepared(sides.planned(request))
-    ours, our_losses = train_ours(prepared)
-    theirs, their_losses = train_theirs(sides, prepared, tmp_path)
-    assert len(our_losses) == len(their_losses) == 3 * 5
+def assert_same_training(reference: Any, folder: Path) -> None:
+    ours, our_losses = train_ours(reference.prepared)
+    theirs, their_losses = train_theirs(reference, folder)
+    assert len(our_losses) == len(their_losses) >= 3 * 5
     assert our_losses == pytest.approx(their_losses, abs=1e-4)
     expected = {name: weight.detach() for name, weight in theirs.named_parameters()}
     moved = 0.0
-    fresh = dict(sides.reference_model(prepared).named_parameters())
+    fresh = dict(reference.model().named_parameters())
     for name, weight in ours.named_parameters():
         torch.testing.assert_close(
             weight.detach(), expected[name], rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
         moved = max(moved, float((expected[name] - fresh[name].detach()).abs().max()))
     assert moved > 1e-2, "the Trainer trained"
+
+
+@pytest.mark.parametrize("method", ["full", LORA, "{name: partial, top_blocks: 1}", "linear-probe"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_same_batches_give_the_trainers_weights(sides: Any, request_for: Any, tmp_path: Path, method: str, schedule: str) -> None:
+    request = request_for("text-classification", method, schedule=schedule, warmup_steps=0, max_grad_norm=0.5)
+    measure = sides("measure")
+    assert_same_training(measure.make_reference(measure.planned(request)), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["full", LORA])
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "text-classification"])
+def test_every_task_gives_the_trainers_weights(sides: Any, request_for: Any, tmp_path: Path, task: str, method: str) -> None:
+    measure = sides("measure")
+    request = request_for(task, method, warmup_steps=0, max_grad_norm=0.5, **STEADY.get(task, {}))
+    reference = measure.make_reference(measure.planned(request))
+    examples = reference.examples(reference.prepared.rows("train"), training=True)
+    same = measure.same_examples(reference, examples)
+    assert same == [(place, place) for place in range(len(examples))], "the same tokens and targets in the same order"
+    assert_same_training(reference, tmp_path)
+
+
+def test_questions_without_an_answer_give_the_trainers_weights(sides: Any, request_for: Any, tmp_path: Path) -> None:
+    measure = sides("measure")
+    request = request_for("question-answering", tiny=SQUAD2, warmup_steps=0, **STEADY["question-answering"])
+    assert_same_training(measure.make_reference(measure.planned(request)), tmp_path)
+
+
+@pytest.mark.parametrize("task", ["token-classification", "language-modeling"])
+def test_label_smoothing_is_the_trainers(sides: Any, request_for: Any, tmp_path: Path, task: str) -> None:
+    measure = sides("measure")
+    request = request_for(task, label_smoothing=0.1, warmup_steps=0)
+    assert_same_training(measure.make_reference(measure.planned(request)), tmp_path)
