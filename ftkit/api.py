@@ -21,14 +21,14 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_load.load_recipe(Path(path), overrides)
 
 
-def validate(recipe: Recipe) -> dict[str, Any]:
+def validate(recipe: Recipe, *, observer: Observer | None = None) -> dict[str, Any]:
     """Checks recipe, model folder, method and every data row without torch; returns the resolved recipe and split sizes.
 
     Raises RecipeError, ModelError or DataError with all problems found.
     """
     from ftkit.run.planning import validation_report
 
-    return validation_report(recipe)
+    return validation_report(recipe, observer)
 
 
 def plan(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
@@ -81,12 +81,15 @@ def train(
     return run_train(recipe, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)
 
 
-def load(run: str | Path, *, allow_code: bool = False) -> Predictor:
-    """The model of a finished run: `.predict(rows)` and `.evaluate(split)`."""
+def load(run: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Predictor:
+    """The model of a finished run: `.predict(rows)`, `.session()` and `.evaluate(split)`.
+
+    overrides: options that concern nothing but prediction, as `task.generation.max_new_tokens=64`. Raises RecipeError for others.
+    """
     quiet_libraries()
     from ftkit.run.predictor import load_predictor
 
-    return load_predictor(Path(run), allow_code=allow_code)
+    return load_predictor(Path(run), overrides, allow_code=allow_code)
 
 
 def export(

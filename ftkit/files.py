@@ -76,14 +76,11 @@ def sync(path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hex sha256 of a file's content."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256_of_stream(stream)
-
-
-def _sha256_of_stream(stream: Any) -> str:
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with path.open("rb") as stream:
+        # Large blocks: between two of them a thread that hashes waits until others let go of the interpreter.
+        while block := stream.read(1 << 24):
+            digest.update(block)
     return digest.hexdigest()
 
 

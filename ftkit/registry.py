@@ -12,7 +12,8 @@ import importlib.util
 import inspect
 import sys
 from difflib import get_close_matches
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Generic, TypeVar, cast
@@ -65,8 +66,8 @@ class Registry(Generic[T]):
         folder = Path(importlib.import_module(self._package).__path__[0])
         return [path.stem.replace("_", "-") for path in folder.glob("*.py") if path.stem not in NOT_COMPONENTS]
 
-    def _entry_points(self):  # type: ignore[no-untyped-def]
-        return entry_points(group=self._package)
+    def _entry_points(self) -> EntryPoints:
+        return _entry_points(self._package, tuple(sys.path))
 
     def _classes(self, module: ModuleType) -> list[type[T]]:
         members = vars(module).values()
@@ -84,6 +85,12 @@ class Registry(Generic[T]):
         if len(classes) != 1:
             raise TypeError(f"{module.__name__} must define exactly one {self._base.__name__} called {name!r}, has {len(classes)}")
         return classes[0]
+
+
+@cache
+def _entry_points(group: str, search_path: tuple[str, ...]) -> EntryPoints:
+    """Those of all distributions on a search path; reading their metadata takes tens of milliseconds."""
+    return entry_points(group=group)
 
 
 METHODS: Registry[Method] = Registry("ftkit.methods", Method)  # type: ignore[type-abstract]

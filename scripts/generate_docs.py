@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from ftkit.cli.shipped import shipped_recipes
 from ftkit.errors import EXIT_CODES
+from ftkit.methods.parts.peft_types import OWN_METHOD, REFUSED, TUNERS
 from ftkit.metrics.catalog import all_metrics
 from ftkit.models.facts import ModelFacts
 from ftkit.recipe.checking import models_in
@@ -103,6 +104,19 @@ def method(name: str) -> str:
     return "\n".join(lines)
 
 
+def peft_types() -> str:
+    """What the method `peft` allows, and what it refuses and why."""
+    rows = []
+    for name, tuner in TUNERS.items():
+        can = [form for form, yes in (("merged", tuner.merge), ("quantized base", tuner.quantized), ("GPT-2", tuner.conv1d)) if yes]
+        settings = ", ".join(f"`{setting}`" for setting in tuner.settings)
+        rows.append([f"[{name}]({tuner.paper})", _cell(tuner.what), ", ".join(can), settings])
+    refused = [[name, _cell(reason)] for name, reason in REFUSED.items()]
+    own = ", ".join(f"{name} ([{method}]({method}.md))" for name, method in OWN_METHOD.items())
+    allowed = _table(["type", "what trains", "works with", "settings"], rows)
+    return f"{allowed}\n\nMethods by themselves: {own}.\n\nRefused:\n\n{_table(['type', 'why'], refused)}"
+
+
 def task(name: str) -> str:
     """Columns, models, metrics and options of one task."""
     cls = TASKS.get(name)
@@ -166,6 +180,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "fallbacks": fallbacks,
     "methods": methods,
     "method": method,
+    "peft-types": peft_types,
     "task": task,
     "metrics": metrics,
     "exit-codes": exit_codes,
@@ -181,6 +196,7 @@ CAPABILITIES = {
     "adapter": "export as a PEFT adapter",
     "merge": "export as a plain model",
     "checkpointing": "works with gradient checkpointing",
+    "quantized": "works on a quantized base",
     "from_scratch": "makes sense on random weights",
 }
 
@@ -265,12 +281,13 @@ def _bounds(form: dict[str, Any]) -> str:
 def _method_defaults(cls: Any) -> str:
     """Value and source by kind of model; models with the same value and source share a row."""
     found: dict[tuple[str, str, str], list[str]] = {}
+    # One that needs options refuses all models without them.
     for shown, (kind, model_type, width, blocks) in EXAMPLES.items():
         facts = ModelFacts(
             kind=kind, model_type=model_type, hidden_size=width, block_count=blocks, max_positions=512, vocab_size=None, path=None
         )
         made = cls(cls.Options())
-        if made.refusal(facts):
+        if not cls.needs and made.refusal(facts):
             continue
         for key, default in made.defaults(facts).items():
             found.setdefault((key, _value(default.value), _cell(default.source)), []).append(shown)

@@ -71,14 +71,16 @@ def tiny_config(family: str, **changes: Any) -> Any:
     return AutoConfig.for_model(family, **{**_SIZES[family], **special, **changes})
 
 
-def tiny_model(family: str, auto_class: str = "AutoModelForSequenceClassification", num_labels: int = 3, seed: int = 0) -> Any:
-    """A random model in evaluation mode. ViT gets an image classification head whatever `auto_class` says."""
+def tiny_model(
+    family: str, auto_class: str = "AutoModelForSequenceClassification", num_labels: int = 3, seed: int = 0, **changes: Any
+) -> Any:
+    """A random model in evaluation mode. ViT gets an image classification head whatever `auto_class` says. changes: of the config."""
     import torch
     import transformers
 
     if family in VISION:
         auto_class = "AutoModelForImageClassification"
-    config = tiny_config(family)
+    config = tiny_config(family, **changes)
     config.num_labels = num_labels
     torch.manual_seed(seed)
     return getattr(transformers, auto_class).from_config(config).eval()
@@ -119,10 +121,15 @@ def _templates(family: str) -> tuple[str, str]:
 
 
 def save_tiny(
-    folder: Path, family: str, auto_class: str = "AutoModelForSequenceClassification", num_labels: int = 3, seed: int = 0
+    folder: Path,
+    family: str,
+    auto_class: str = "AutoModelForSequenceClassification",
+    num_labels: int = 3,
+    seed: int = 0,
+    **changes: Any,
 ) -> Path:
     """Writes a complete model folder (config.json, model.safetensors, tokenizer or image processor); returns it."""
-    tiny_model(family, auto_class, num_labels, seed).save_pretrained(folder)
+    tiny_model(family, auto_class, num_labels, seed, **changes).save_pretrained(folder)
     if family in VISION:
         settings = {
             "image_processor_type": "ViTImageProcessor",

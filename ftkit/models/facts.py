@@ -27,6 +27,8 @@ class ModelFacts:
     path: the folder (or .gguf file) it lies in; None for a hub id that is not on this machine.
     channels: of the images that it takes; None where the config does not say.
     decoder_path: where the decoder lies, if it is a model of its own.
+    architectures: the classes that the config names; empty where it does not say.
+    tied: whether a language model's output layer is its token embeddings; None where the config does not say.
     """
 
     kind: str
@@ -38,6 +40,13 @@ class ModelFacts:
     path: Path | None
     channels: int | None = None
     decoder_path: Path | None = None
+    tied: bool | None = None
+    architectures: tuple[str, ...] = ()
+
+    @property
+    def only_pretrained(self) -> bool:
+        """Whether the config says that the checkpoint comes straight from its pretraining, without a head for any other task."""
+        return bool(self.architectures) and all(name.endswith(_PRETRAINED) for name in self.architectures)
 
 
 UNKNOWN = ModelFacts(kind="unknown", model_type="", hidden_size=0, block_count=0, max_positions=None, vocab_size=None, path=None)
@@ -51,6 +60,8 @@ _DECODERS = tuple(
     """.split()
 )
 _ENCODER_DECODERS = frozenset({"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "led", "m2m_100", "blenderbot"})
+# Ends of class names; the bare model of an architecture, and GPT-2's LMHeadModel, end in `Model`.
+_PRETRAINED = ("Model", "ForCausalLM", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration", "ForMaskedImageModeling")
 _AUDIO_KEYS = ("conv_dim", "num_mel_bins")
 _VISION_KEYS = ("image_size", "patch_size", "num_channels")
 # These count positions from padding_idx + 1, so that many rows of the table are no positions of the text.
@@ -163,6 +174,8 @@ def facts_of_config(config: Mapping[str, Any], path: Path | None) -> ModelFacts:
         vocab_size=_first(text, ("vocab_size",)),
         path=path,
         channels=_first(config, ("num_channels",)),
+        architectures=tuple(name for name in config.get("architectures") or () if isinstance(name, str)),
+        tied=config["tie_word_embeddings"] if isinstance(config.get("tie_word_embeddings"), bool) else None,
     )
 
 

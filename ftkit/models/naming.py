@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 MAX_SUFFIX_SEGMENTS = 3
 
@@ -65,6 +66,17 @@ def find_suffixes(paths: Sequence[str], all_names: Sequence[str]) -> list[str] |
             return _expression(wanted)
         chosen[exact] = None
     return list(chosen)
+
+
+def unusual_backbone(model: Any) -> str:
+    """The attribute that holds the backbone of a model with a head, where checkpoints call it by another name; '' elsewhere.
+
+    transformers' question answering on Llama and kin says `transformer`, for which every other class, and so every checkpoint, has
+    `model`: from_pretrained then takes none of the backbone's weights, and only warns.
+    """
+    own = getattr(model, "base_model_prefix", "")
+    usual = getattr(getattr(model, own, None), "base_model_prefix", "") if own else ""
+    return own if usual not in ("", own) else ""
 
 
 def _suffixes(name: str) -> list[str]:

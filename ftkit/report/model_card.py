@@ -11,8 +11,11 @@ from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Head, Task
 
 
-def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping[str, Any]) -> str:
-    """Markdown with metrics, intervals, parameters, resources, data and loading code. Values come from `results` alone."""
+def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping[str, Any], backbone: str = "") -> str:
+    """Markdown with metrics, intervals, parameters, resources, data and loading code. Values come from `results` alone.
+
+    backbone: see `ftkit.models.naming.unusual_backbone`.
+    """
     recipe = plan.recipe
     head = [
         "---",
@@ -28,7 +31,14 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
         f"{TASKS.get(recipe.task.name).summary} {METHODS.get(recipe.method.name).summary}",
         "",
     ]
-    parts = [head, _metrics(results), _facts(plan, results), _data(results, lock), _loading(plan, results, task), _method(plan)]
+    parts = [
+        head,
+        _metrics(results),
+        _facts(plan, results),
+        _data(results, lock),
+        _loading(plan, results, task, backbone),
+        _method(plan),
+    ]
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
@@ -77,7 +87,7 @@ def _data(results: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
     return [*lines, "", *notes, *([""] if notes else [])]
 
 
-def _loading(plan: Plan, results: Mapping[str, Any], task: Task) -> list[str]:
+def _loading(plan: Plan, results: Mapping[str, Any], task: Task, backbone: str) -> list[str]:
     head = task.head()
     lines = ["## Use", "", "```bash", f"ftkit predict {results['folder']} --text 'your text'", "```", ""]
     if "merged" in results["exports"]:
@@ -87,11 +97,11 @@ def _loading(plan: Plan, results: Mapping[str, Any], task: Task) -> list[str]:
             f'tokenizer = AutoTokenizer.from_pretrained("{results["exports"]["merged"]["path"]}")', "```", "",
         ]  # fmt: skip
     if "adapter" in results["exports"]:
-        lines += _loading_adapter(plan, results, head)
+        lines += _loading_adapter(plan, results, head, backbone)
     return lines
 
 
-def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head) -> list[str]:
+def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head, backbone: str) -> list[str]:
     known = {key: head.config[key] for key in ("num_labels", "id2label", "label2id") if key in head.config}
     arguments = "".join(f", {key}={value!r}" for key, value in known.items())
     # transformers knows folders and hub ids, not `package:`.
@@ -103,8 +113,10 @@ def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head) -> list
     return [
         "The adapter needs the base model and PEFT:", "", "```python", *imports,
         *(["import ftkit.tuners  # registers the tuners that PEFT lacks"] if own else []),
-        "from peft import PeftModel", f"from transformers import {head.auto_class}", "",
+        "from peft import PeftModel", f"from transformers import {'AutoModel, ' if backbone else ''}{head.auto_class}", "",
         f"base = {head.auto_class}.from_pretrained({base}{arguments})",
+        # transformers found none of the backbone's weights, and only warned.
+        *([f"base.{backbone} = AutoModel.from_pretrained({base})"] if backbone else []),
         f'model = PeftModel.from_pretrained(base, "{results["exports"]["adapter"]["path"]}")', "```", "",
     ]  # fmt: skip
 

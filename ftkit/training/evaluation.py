@@ -61,8 +61,8 @@ def predict_features(
     Rows without targets count nothing. With several processes each takes a share and all get the whole.
     names: metrics that the predictions are for (None: all); presenting: they are for `present`. Text is generated only where needed.
     """
-    mine = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
-    mine = mine[accelerator.process_index :: accelerator.num_processes]
+    batches = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
     predictions: list[Prediction] = []
     generates = task.generates(names) or (presenting and task.generates_to_present)
     losses, targets = 0.0, 0

@@ -39,7 +39,7 @@ MAX_SKIPPED_STEPS = 20
 class BatchSource(Protocol):
     """Training batches of any epoch."""
 
-    def epoch(self, epoch: int) -> list[np.ndarray]:
+    def epoch(self, epoch: int) -> Sequence[np.ndarray]:
         """Feature indices of each batch of an epoch; a pure function of the epoch."""
 
     def load(self, indices: np.ndarray) -> Batch:
@@ -98,12 +98,14 @@ class Trainer:
         """
         position = self.position
         while position.step < self.total_steps:
-            windows = self._windows(position.epoch)
-            while position.window < len(windows) and position.step < self.total_steps:
-                before = position.epoch + position.window / len(windows)
+            batches = self.batches.epoch(position.epoch)
+            windows = math.ceil(len(batches) / self._window_size)
+            while position.window < windows and position.step < self.total_steps:
+                before = position.epoch + position.window / windows
                 if self.unfreezing:
                     self.unfreezing.update(step=position.step, epoch=before)
-                event = self._step(windows[position.window], len(windows))
+                start = position.window * self._window_size
+                event = self._step(batches[start : start + self._window_size], windows)
                 yield event
                 last = position.step == self.total_steps
                 evaluation = self._evaluation_due(before, event, last)
@@ -114,12 +116,8 @@ class Trainer:
                 yield BoundaryEvent(step=position.step, checkpoint_due=due)
                 if stop:
                     return
-            if position.window == len(windows):
+            if position.window == windows:
                 position.epoch, position.window = position.epoch + 1, 0
-
-    def _windows(self, epoch: int) -> list[list[np.ndarray]]:
-        batches = self.batches.epoch(epoch)
-        return [batches[start : start + self._window_size] for start in range(0, len(batches), self._window_size)]
 
     def _evaluation_due(self, before: float, event: StepEvent, last: bool) -> EvaluationEvent | None:
         if self.evaluate is None or not (last or _due(self.train.evaluate_every, event.step, before, event.epoch)):

@@ -125,3 +125,25 @@ def test_facts_need_neither_torch_nor_transformers(tmp_path: Path) -> None:
         "read_facts(ModelSpec(name=sys.argv[1])); sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(save_tiny(tmp_path, "bert"))], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("tied", [True, False, None])
+def test_tied_output_layer_as_far_as_the_config_says(tied: bool | None) -> None:
+    stated = {} if tied is None else {"tie_word_embeddings": tied}
+    assert facts_of_config({"model_type": "gpt2", "n_embd": 8, "n_layer": 1, **stated}, None).tied is tied
+
+
+@pytest.mark.parametrize(
+    ("architectures", "expected"),
+    [
+        (["BertForMaskedLM"], True),
+        (["GPT2LMHeadModel"], True),
+        (["BertModel"], True),
+        (["BertForSequenceClassification"], False),
+        (["BertForMaskedLM", "BertForTokenClassification"], False),
+        (None, False),
+    ],
+)
+def test_a_checkpoint_straight_from_pretraining(architectures: list[str] | None, expected: bool) -> None:
+    config = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "architectures": architectures}
+    assert facts_of_config(config, None).only_pretrained is expected

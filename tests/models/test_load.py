@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForQuestionAnswering
 
 from ftkit.errors import ModelError
 from ftkit.models.load import align_padding, load_model, load_processor, trainable_report
@@ -257,3 +258,31 @@ def test_random_weights_of_a_gguf_file_are_refused(tmp_path: Path) -> None:
     file.write_bytes(gguf_bytes())
     with pytest.raises(ModelError, match="is a file of weights"):
         load_model(_spec(file, weights="random"), _head(), seed=0)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("auto_class", ["AutoModelForCausalLM", "AutoModel"])
+def test_question_answering_takes_the_body_of_a_decoder_and_saves_what_transformers_loads(
+    family: str, auto_class: str, tmp_path: Path
+) -> None:
+    head = Head(auto_class="AutoModelForQuestionAnswering", peft_task_type="QUESTION_ANS")
+    loaded = load_model(_spec(save_tiny(tmp_path / "base", family, auto_class)), head, seed=0)
+    assert loaded.fresh == {"qa_outputs.weight", "qa_outputs.bias"}
+    source = {name.partition(".")[2]: value for name, value in tiny_model(family, "AutoModelForCausalLM").named_parameters()}
+    body = dict(getattr(loaded.model, loaded.model.base_model_prefix).named_parameters())
+    assert body
+    assert all(torch.equal(value, source[name]) for name, value in body.items())
+    loaded.model.save_pretrained(tmp_path / "saved")
+    again, info = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not any(info.values())
+    assert all(torch.equal(value, dict(again.named_parameters())[name]) for name, value in loaded.model.named_parameters())
+
+
+def test_damaged_body_of_a_decoder_for_question_answering_is_named(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path, "llama", "AutoModelForCausalLM")
+    weights = _weights(folder)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    _rewrite(folder, weights)
+    head = Head(auto_class="AutoModelForQuestionAnswering", peft_task_type="QUESTION_ANS")
+    with pytest.raises(ModelError, match=r"lacks 1 weights .*: transformer\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(_spec(folder), head, seed=0)
