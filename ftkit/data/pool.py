@@ -22,7 +22,7 @@ import pyarrow as pa
 from ftkit import errors
 from ftkit.data.messages import receive, send
 from ftkit.data.table import Table
-from ftkit.errors import FtkitError, MemoryExhaustedError, Problem
+from ftkit.errors import FtkitError, InterruptedRunError, MemoryExhaustedError, Problem
 from ftkit.recipe.schema import Auto
 from ftkit.registry import PLUGIN_FILES, TASKS
 from ftkit.tasks.base import Task
@@ -83,15 +83,18 @@ class Pool:
             "processor": None,
             "plugins": [str(path) for path in PLUGIN_FILES],
         }
+        folder = tempfile.TemporaryDirectory(prefix="ftkit-processor-")
         try:
-            folder = tempfile.TemporaryDirectory(prefix="ftkit-processor-")
             if processor is not None:
                 processor.save_pretrained(folder.name)
                 names = {"module": type(processor).__module__, "class": type(processor).__name__}
                 job["processor"] = {**names, "folder": folder.name, "key": processor_key}
             return cls(job, count, folder)
-        except OSError as error:
-            _LOG.warning("no encoding processes could be started: %s", error)
+        except Exception as error:  # a processor that cannot be saved, too many processes: it costs time, and no run
+            folder.cleanup()
+            if isinstance(error, InterruptedRunError):
+                raise
+            _LOG.warning("no encoding processes could be started: %s: %s", type(error).__name__, error)
             return None
 
     def __init__(self, job: dict[str, Any], count: int, folder: tempfile.TemporaryDirectory[str]) -> None:

@@ -237,7 +237,12 @@ class SoftPromptModel(HookedTuner):
 
 def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call of `module.forward` by name."""
-    return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **kwargs}
+    return {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs}
+
+
+def _parameters(kind: type[nn.Module]) -> tuple[str, ...]:
+    # Of the class: what wraps the `forward` of an instance (Accelerate, torch.compile) need not repeat the names.
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
 
 
 def _cached_length(cache: Any) -> int:

@@ -18,7 +18,7 @@ from ftkit.data.features import FeatureStore, encode_table
 from ftkit.data.pool import Pool, number_of_workers
 from ftkit.data.splits import table_from_rows
 from ftkit.data.table import Table
-from ftkit.errors import DataError, FtkitError, MemoryExhaustedError
+from ftkit.errors import DataError, FtkitError, InterruptedRunError, MemoryExhaustedError
 from ftkit.models.processor import load_processor, processor_key
 from ftkit.recipe.schema import ModelSpec
 from ftkit.registry import TASKS, load_plugin
@@ -278,3 +278,26 @@ def test_a_table_comes_back_from_another_process(folder: Path) -> None:
     joined = Table.concatenate([table_from_rows([{"a": "x", "z": 1}], "some"), other]).project({"z": "z"})
     facts, batches = joined.packed(0, 2)
     assert list(Table.unpacked(facts, batches)) == [{"z": 1}, {"z": None}]
+
+
+class NoProcessor:
+    """Calls itself one of transformers', and does not let itself be saved."""
+
+    __module__ = "transformers.nowhere"
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def save_pretrained(self, folder: str) -> None:
+        raise self.error
+
+
+def test_a_processor_that_cannot_be_saved_costs_no_run_and_a_signal_is_not_lost(
+    plugin: Callable[[str], Task], caplog: pytest.LogCaptureFixture
+) -> None:
+    task = plugin("toy")
+    assert Pool.for_task(task, NoProcessor(NotImplementedError("no way")), "key", training=True, count=2) is None
+    assert "NotImplementedError: no way" in caplog.text
+    with pytest.raises(InterruptedRunError):
+        Pool.for_task(task, NoProcessor(InterruptedRunError("SIGINT received", exit_code=130)), "key", training=True, count=2)
+    assert Pool.for_task(task, object(), "key", training=True, count=2) is None

@@ -223,3 +223,25 @@ def test_a_deleted_prompt_leaves_the_other() -> None:
     model.set_adapter("default")
     model.delete_adapter("second")
     torch.testing.assert_close(model(tokens()).logits, expected)
+
+
+def test_a_sequence_that_came_out_shorter_is_refused() -> None:
+    model, _ = with_prompt("gpt2", "AutoModelForCausalLM")
+    body = model.get_base_model().transformer
+    forward = body.forward
+
+    def pooling(**arguments: Any) -> Any:
+        outputs = forward(**arguments)
+        outputs.last_hidden_state = outputs.last_hidden_state[:, ::2]
+        return outputs
+
+    body.forward = pooling
+    with pytest.raises(ModelError, match="GPT2Model changes the length of its sequence"):
+        model(tokens())
+
+
+def test_nothing_of_a_prompt_can_be_merged() -> None:
+    model, _ = with_prompt("gpt2", "AutoModelForCausalLM")
+    for merge in (model.merge_and_unload, model.base_model.layer.merge):
+        with pytest.raises(NotImplementedError):
+            merge()

@@ -43,8 +43,10 @@ def prompt_train_defaults(facts: ModelFacts) -> dict[str, Default]:
         return rate(1e-3, "PEFT's method comparison: best of its prompt tuning runs (Llama-3.2-3B, 34 % instead of 6 % at 1e-4)")
     if facts.kind == "decoder":
         return rate(3e-2, "PEFT's prompt tuning guide (bloomz-560m)")
-    found = "ftkit: the faster of 1e-2 and 3e-2, MiniLM (width 384) on BBC News"
-    return {**rate(3e-2, found), "train.epochs": Default(value=20.0, source="PEFT's P-tuning guide (RoBERTa large on MRPC)")}
+    found = rate(3e-2, "PEFT's prompt tuning guide (bloomz-560m)")
+    if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        found = rate(0.1, "ftkit: best of 1e-2, 3e-2 and 1e-1 after 36 steps, MiniLM (width 384) on BBC News")
+    return {**found, "train.epochs": Default(value=20.0, source="PEFT's P-tuning guide (RoBERTa large on MRPC)")}
 
 
 class PromptMethod(AdapterMethod):
