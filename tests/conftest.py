@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from ftkit.registry import METHODS, PLUGIN_FILES, TASKS
 from tests.tiny import save_tiny
 
 LABELS = {"calm": "w1 w2 w3", "angry": "w11 w12 w13", "glad": "w21 w22 w23"}
+
+
+# A CI runner may start the suite with Ctrl-C ignored, as shells start background jobs; its children would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_rows(path: Path, count: int, seed: int) -> None:

@@ -143,7 +143,7 @@ def write_model(folder: Path, task: str) -> list[str]:
 
 def write_recipe(path: Path, rows: Path, options: argparse.Namespace) -> None:
     """The recipe: a small share of the rows is held back, so that evaluating takes no time."""
-    share = 2000 / max(options.rows)
+    share = min(0.1, 2000 / max(options.rows))
     lines = [
         f"model: {{name: {path.parent / 'model'}, weights: random}}",
         f"task: {TASKS[options.task]}",
