@@ -161,22 +161,22 @@ def watch(recipe: Path, output: Path, options: argparse.Namespace, cache: Path) 
     """Trains in a process of its own. Ends the script if that fails."""
     environment = {**child_environment(options.threads), "FTKIT_CACHE": str(cache), "TMPDIR": str(output.parent)}
     limit = str(options.memory_limit * MIB)
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(recipe), str(output), limit], stdout=subprocess.PIPE, text=True, env=environment
-    )
     seen, over = Watched(), threading.Event()
-    observed = psutil.Process(process.pid)
-    looking = threading.Thread(target=_look, args=(observed, seen, over), daemon=True)
-    looking.start()
-    for line in process.stdout or ():
-        kind, _, text = line.rstrip("\n").partition(" ")
-        if kind == "NOTE":
-            seen.notes.append(text)
-        if kind == "STAGE":
-            _next_stage(seen, text, observed)
-    over.set()
-    looking.join()
-    if process.wait():
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(recipe), str(output), limit], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        observed = psutil.Process(process.pid)
+        looking = threading.Thread(target=_look, args=(observed, seen, over), daemon=True)
+        looking.start()
+        for line in process.stdout or ():
+            kind, _, text = line.rstrip("\n").partition(" ")
+            if kind == "NOTE":
+                seen.notes.append(text)
+            if kind == "STAGE":
+                _next_stage(seen, text, observed)
+        over.set()
+        looking.join()
+    if process.returncode:
         sys.exit(f"the run ended with exit code {process.returncode}")
     return seen
 
