@@ -10,30 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from ftkit.cli.output import document_text, emit, say
+from ftkit.cli.output import document_text, emit
 from ftkit.files import json_text, to_json
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def write_predictions(predictions: Iterator[dict[str, Any]], output: Path | None, *, as_json: bool) -> None:
-    """On standard output (a line each; with `as_json` one document), or to a file, and then says how many there were."""
-    if output is None:
-        if as_json:
-            emit({"predictions": list(predictions)})
-            return
-        for prediction in predictions:
-            emit(prediction, indent=None)
-        return
-    count = _write_file(predictions, output)
+def print_predictions(predictions: Iterator[dict[str, Any]], *, as_json: bool) -> None:
+    """On standard output: a line each; with `as_json` one document."""
     if as_json:
-        emit({"output": str(output.absolute()), "rows": count})
-    else:
-        say(f"{count:,} predictions in {output}")
+        emit({"predictions": list(predictions)})
+        return
+    for prediction in predictions:
+        emit(prediction, indent=None)
 
 
-def _write_file(predictions: Iterable[dict[str, Any]], output: Path) -> int:
-    """Returns the number of rows."""
+def write_predictions(predictions: Iterable[dict[str, Any]], output: Path) -> int:
+    """To a file. Returns the number of rows."""
     delimiter = DELIMITERS.get(output.suffix.lower())
     with _opened(output) as stream:
         return _write_lines(predictions, stream) if delimiter is None else _write_table(predictions, stream, delimiter)

@@ -115,13 +115,20 @@ def predict(
         raise typer.BadParameter("give --input FILE, --input -, --text TEXT or --interactive")
     if output is not None and not output.absolute().parent.is_dir():
         raise typer.BadParameter(f"--output {output}: there is no folder {output.absolute().parent}")
-    from ftkit.cli.predictions import write_predictions
+    from ftkit.cli.predictions import print_predictions, write_predictions
 
     with standard_output_for_documents():
         predictor = _load(run, options, plugins, allow_code, as_json)
         rows: Iterable[Any] = texts if texts else predictor.read(str(source))
         found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns)
-        write_predictions(found, output, as_json=as_json)
+        if output is None:
+            print_predictions(found, as_json=as_json)
+            return
+        count = write_predictions(found, output)
+    if as_json:
+        emit({"output": str(output.absolute()), "rows": count})
+    else:
+        say(f"{count:,} predictions in {output}")
 
 
 def export(
