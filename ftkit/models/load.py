@@ -77,10 +77,23 @@ def load_model(spec: ModelSpec, head: Head, *, seed: int, base: Path | None = No
     mismatched = {entry[0] for entry in info["mismatched_keys"]}
     layout = ModelLayout(model, {*info["missing_keys"], *mismatched}, assembled=spec.decoder is not None)
     _check_complete(spec, layout, mismatched, head)
+    _start_bias(layout, head.bias, everywhere=spec.weights == "random")
     if spec.quantization is not None and not getattr(model, quantization.FLAGS[spec.quantization.bits], False):
         quantization.quantize(layout, spec.quantization)
     quantization.keep_trainable(model)
     return LoadedModel(model=model, layout=layout, facts=facts, fresh=layout.fresh)
+
+
+def _start_bias(layout: ModelLayout, values: tuple[float, ...], *, everywhere: bool) -> None:
+    """Gives the outputs of a new head the bias that the task asks for. everywhere: whether all weights are new."""
+    import torch
+
+    parameters = dict(layout.model.named_parameters())
+    new = [name for name in layout.head_parameters() if name.endswith("bias") and (everywhere or name in layout.fresh)]
+    outputs = [parameters[name] for name in new if parameters[name].shape == (len(values),)]
+    if outputs:
+        with torch.no_grad():
+            outputs[-1].copy_(torch.tensor(values))
 
 
 def _quantizing(spec: ModelSpec, arguments: dict[str, Any], head: Head, config: Any) -> dict[str, Any]:

@@ -81,12 +81,14 @@ class Head:
 
     auto_class: the transformers auto class. config: entries the model's config is built with.
     pretrained: the head must come with the checkpoint; a new one would take a pretraining to be of use (a language model's).
+    bias: what the bias of a new head's outputs begins with, where it has one; () leaves it to transformers.
     """
 
     auto_class: str
     peft_task_type: str | None
     config: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
+    bias: tuple[float, ...] = ()
 
 
 class Dialogue(Protocol):

@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,23 @@ def test_every_family_loads_its_own_weights_and_the_tasks_head(family: str, tmp_
 def test_head_of_the_same_shape_is_kept(tmp_path: Path) -> None:
     loaded = load_model(_spec(save_tiny(tmp_path, "bert")), _head(labels=3), seed=0)
     assert loaded.fresh == frozenset()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_outputs_of_a_new_head_begin_with_the_bias_that_the_task_asks_for(family: str, weights: str, tmp_path: Path) -> None:
+    spec, asked = _spec(save_tiny(tmp_path, family), weights=weights), [0.5, -3.0, -4.0, -1.0, -2.0]
+    plain = load_model(spec, _head(family), seed=0).model.state_dict()
+    found = load_model(spec, replace(_head(family), bias=tuple(asked)), seed=0).model.state_dict()
+    changed = [name for name in plain if not torch.equal(plain[name], found[name])]
+    # GPT-2's and Llama's heads have no bias.
+    assert len(changed) == int(family not in DECODERS)
+    assert [found[name].tolist() for name in changed] == [asked] * len(changed)
+
+
+def test_a_trained_head_keeps_its_bias(tmp_path: Path) -> None:
+    loaded = load_model(_spec(save_tiny(tmp_path, "bert")), replace(_head(labels=3), bias=(1.0,) * 3), seed=0)
+    assert loaded.model.classifier.bias.tolist() == [0.0] * 3
 
 
 def test_pooler_that_the_checkpoint_lacks_is_fresh_and_part_of_the_head(tmp_path: Path) -> None:

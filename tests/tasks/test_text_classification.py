@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -118,6 +119,23 @@ def test_options_that_do_not_exist_or_are_out_of_range(options: dict[str, Any]) 
 
 def test_auto_may_be_written_out() -> None:
     assert Options(max_length="auto", metrics="auto") == Options()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "bias"),
+    [
+        (SINGLE, {}, []),
+        (SEVERAL, {}, [math.log(1.5 / 2.5)] * 3),
+        (SEVERAL, {"class_weights": {"b": 2.0}}, [math.log(weight * 1.5 / 2.5) for weight in (1, 2, 1)]),
+        (NUMBERS, {}, [2.5 / 3]),
+    ],
+)
+def test_a_new_head_begins_where_the_rows_are_on_average(rows: list[Row], options: dict[str, Any], bias: list[float]) -> None:
+    kind = next(name for name, examples in EXAMPLES.items() if examples is rows)
+    task = make(rows, problem_type=kind, **options)
+    again = make(problem_type=kind, **options)
+    again.restore(task.state())
+    assert [*task.head().bias] == [*again.head().bias] == pytest.approx(bias)
 
 
 def test_defaults_come_with_their_source() -> None:

@@ -8,6 +8,7 @@ Source of the focal loss: Lin et al. 2017, https://arxiv.org/abs/1708.02002
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -42,6 +43,19 @@ def label_weights(
         return raw
     mean = sum(weight * counts.get(name, 0) for weight, name in zip(raw, names, strict=True)) / max(1, rows)
     return [weight / mean for weight in raw] if mean else raw
+
+
+def log_odds(counts: Mapping[str, int], names: Sequence[str], rows: int, weights: Sequence[float] | None) -> list[float]:
+    """How likely each of several labels is before anything is read of a row: log(w (count + 1/2) / (rows - count + 1/2)), at its weight w.
+
+    As the bias that an output begins with (Lin et al. 2017, "Focal Loss for Dense Object Detection", section 4.1,
+    https://arxiv.org/abs/1708.02002): where most labels are rare, the first steps would else only push all outputs down, and push the
+    representation of all rows together with them.
+    """
+    return [
+        math.log(weight * (counts.get(name, 0) + 0.5) / (rows - counts.get(name, 0) + 0.5))
+        for name, weight in zip(names, weights or [1.0] * len(names), strict=True)
+    ]
 
 
 def single_label_loss(logits: Tensor, labels: Tensor, weights: Tensor | None, gamma: float, label_smoothing: float) -> Tensor:

@@ -17,7 +17,7 @@ from ftkit.metrics.interchange import ExternalMetric
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Calibration, Column, Features, Head, Prediction, Row, Rows, Task
-from ftkit.tasks.parts.imbalance import label_weights, several_labels_loss, single_label_loss, tuned_thresholds
+from ftkit.tasks.parts.imbalance import label_weights, log_odds, several_labels_loss, single_label_loss, tuned_thresholds
 from ftkit.tasks.parts.labels import Labels, Target, duplicates, listed, name_order
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
 from ftkit.tasks.parts.texts import spread
@@ -85,6 +85,7 @@ class LabelTask(Task):
         self.supports_label_smoothing = self._problem == "single_label"
         self._labels = Labels(self._problem, self.options.labels, self.options.label_separator)
         self._weights: list[float] | None = None
+        self._head_bias: list[float] = []
         self.needs_validation = "threshold: tuned" if self.options.threshold == "tuned" else ""
         chosen = _AUTO_METRICS[self._problem] if self.options.metrics == "auto" else self.options.metrics
         self._metrics = MetricChoice(_FAMILIES[self._problem].METRICS, chosen)
@@ -147,15 +148,22 @@ class LabelTask(Task):
         """
         self._metrics.load(self.allow_code)
         counts: Counter[str] = Counter()
-        total = 0
+        total, value_sum = 0, 0.0
         for row in rows:
             target = self._labels.read(row)
-            counts.update(target if isinstance(target, list) else ())
+            if isinstance(target, list):
+                counts.update(target)
+            else:
+                value_sum += target
             total += 1
             self._note_input(row)
-        if self._problem != "regression":
-            self._labels.learn(counts)
-            self._weigh(counts, total)
+        if self._problem == "regression":
+            self._head_bias = [value_sum / max(1, total)]
+            return
+        self._labels.learn(counts)
+        self._weigh(counts, total)
+        if self._problem == "multi_label":
+            self._head_bias = log_odds(counts, self._labels.names, total, self._weights)
 
     def _weigh(self, counts: Mapping[str, int], rows: int) -> None:
         choice, names = self.options.class_weights, self._labels.names
@@ -175,12 +183,13 @@ class LabelTask(Task):
             self._labels.check_known(self._labels.read(row))
 
     def state(self) -> dict[str, Any]:
-        """`labels`: names by id."""
-        return {"labels": self._labels.names}
+        """`labels`: names by id. `head_bias`: what the outputs of a new head begin with."""
+        return {"labels": self._labels.names, "head_bias": self._head_bias}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         self._labels.fix(state["labels"])
+        self._head_bias = list(state["head_bias"])
 
     def describe(self, rows: Iterable[Row]) -> dict[str, Any]:
         """Rows, facts about their inputs, and the distribution of labels or numbers."""
@@ -214,7 +223,7 @@ class LabelTask(Task):
             "label2id": {name: index for index, name in enumerate(names)},
             "problem_type": _PROBLEM_TYPES[self._problem],
         }
-        return Head(auto_class=auto_class, peft_task_type=peft_task_type, config=config)
+        return Head(auto_class=auto_class, peft_task_type=peft_task_type, config=config, bias=tuple(self._head_bias))
 
     def _label_features(self, row: Row) -> Features:
         """`label`, where the row has one."""
