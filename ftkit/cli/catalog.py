@@ -10,8 +10,8 @@ import typer
 
 from ftkit.cli.options import AsJson, Force, Plugins, load_plugins
 from ftkit.cli.output import emit, print_facts, print_table, say
-from ftkit.cli.recipe_text import yaml_value
 from ftkit.errors import Problem, RecipeError
+from ftkit.recipe.writing import flow
 
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one, with its options.", show_default=False)]
 
@@ -190,7 +190,7 @@ def _print_one(entry: dict[str, Any], facts: dict[str, str]) -> None:
 
 
 def _default(option: dict[str, Any]) -> str:
-    return "(required)" if option["required"] else yaml_value(option["default"])
+    return "(required)" if option["required"] else flow(option["default"])
 
 
 def _role(column: dict[str, Any]) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ftkit.cli.output import one_line
+from ftkit.recipe.writing import flow
 
 SCHEMA_FILE = "recipe.schema.json"
 TRAIN_KEYS = ("epochs", "batch_size", "learning_rate")
@@ -118,19 +117,5 @@ def _description(model: Any, name: str) -> str:
 
 
 def _line(key: str, value: Any, comment: str = "") -> str:
-    text = f"{key}: {yaml_value(value)}"
+    text = f"{key}: {flow(value)}"
     return f"{text.ljust(COMMENT_COLUMN)}  # {one_line(comment)}" if comment else text
-
-
-def yaml_value(value: Any) -> str:
-    """A value in YAML's flow style; text that YAML or ftkit would read as something else is quoted."""
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{yaml_value(key)}: {yaml_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(yaml_value, value)) + "]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    from ftkit.recipe.reading import scalar
-
-    plain = re.fullmatch(r"[\w./][\w./@+-]*(?::[\w./@+-]+)*", value, re.ASCII) and scalar(value) == value
-    return value if plain else json.dumps(value.replace("${", "$${"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -15,8 +13,8 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.methods.base import Default, Method
 from ftkit.models.facts import ModelFacts
 from ftkit.paths import PACKAGE_PREFIX
-from ftkit.recipe.reading import scalar
 from ftkit.recipe.schema import Component, Recipe
+from ftkit.recipe.writing import block_lines
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Task
 
@@ -52,9 +50,8 @@ class Plan:
 
     def to_yaml(self) -> str:
         """The plan as a recipe that `ftkit train` runs, with the source of each default beside it."""
-        lines = ["# The complete recipe of a run. Comments say where a value came from that the recipe left to ftkit."]
-        _write(recipe_values(self.recipe), "", self.sources, "", lines)
-        return "\n".join(lines) + "\n"
+        head = "# The complete recipe of a run. Comments say where a value came from that the recipe left to ftkit."
+        return "\n".join([head, *block_lines(recipe_values(self.recipe), self.sources)]) + "\n"
 
 
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
@@ -247,36 +244,3 @@ def _quantization_misfits(recipe: Recipe, method: Method) -> list[tuple[str, str
     if find_spec("bitsandbytes") is None:
         return [(key, "needs the package bitsandbytes, which is not installed", "pip install 'ftkit[quant]', or leave it out")]
     return []
-
-
-def _write(value: Mapping[str, Any], key: str, sources: Mapping[str, str], indent: str, lines: list[str]) -> None:
-    for name, item in value.items():
-        inner = f"{key}.{name}" if key else name
-        note = f"  # {sources[inner]}" if inner in sources else ""
-        if isinstance(item, dict) and item:
-            lines.append(f"{indent}{_scalar(name)}:")
-            _write(item, inner, sources, indent + "  ", lines)
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
-            lines.append(f"{indent}{name}:")
-            for entry in item:
-                block: list[str] = []
-                _write(entry, inner, sources, indent + "    ", block)
-                block[0] = f"{indent}  - {block[0].lstrip()}"
-                lines.extend(block)
-        else:
-            lines.append(f"{indent}{_scalar(name)}: {_flow(item)}{note}")
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_flow(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_scalar(key)}: {_flow(item)}" for key, item in value.items()) + "}"
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[\w./@+-][\w./@+ -]*[\w./@+-]|[\w./]", value) and scalar(value) == value and "${" not in value
-        return value if plain and not value.startswith("-") else json.dumps(value.replace("${", "$${"), ensure_ascii=False)
-    return json.dumps(value)

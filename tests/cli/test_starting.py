@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from ftkit.cli.recipe_text import yaml_value
 from ftkit.cli.sniffing import guess_columns, profile
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.reading import read_text
@@ -185,41 +184,16 @@ def test_columns_are_found_by_name_or_by_content(columns: dict[str, list[Any]], 
     assert guess_columns(task(task.Options()), profiles) == (found, [])
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        "no",
-        "1e3",
-        "null",
-        "a: b",
-        "x #y",
-        "-a",
-        "~",
-        "",
-        "é",
-        "plain/path-1.csv",
-        "package:a/b",
-        "${x}",
-        "a\nb",
-        "'",
-        '"',
-        "&a",
-        "*a",
-        "@a",
-        "a:",
-        "0x1F",
-    ],
-)
-def test_text_stays_text_in_yaml(value: str) -> None:
-    assert read_text(f"key: {yaml_value(value)}", "r").value == {"key": value.replace("${", "$${")}
-
-
 def proposed(ftkit: Run, columns: dict[str, list[Any]], model: Path) -> dict[str, Any]:
     write_csv("rows.csv", columns)
     ended = ftkit("init", "--data", "rows.csv", "--model", model, "--force")
     assert ended.code == 0, ended.err
     assert ftkit("validate", "recipe.yaml").code == 0
     return yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))
+
+
+def test_columns_with_unusual_names_are_written_so_that_they_are_found(ftkit: Run, folder: Path, model: Path) -> None:
+    assert proposed(ftkit, {"review \U0001f600": texts(60), "label": ["a", "b"] * 30}, model)["data"]["columns"]
 
 
 def test_numbers_with_fractions_are_for_a_regression(ftkit: Run, folder: Path, model: Path) -> None:

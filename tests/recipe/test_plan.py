@@ -6,16 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ftkit.errors import RecipeError
 from ftkit.models.facts import ModelFacts
 from ftkit.recipe.expectations import parse_bound
 from ftkit.recipe.json_schema import recipe_schema
 from ftkit.recipe.load import parse_recipe
-from ftkit.recipe.plan import Plan, _flow, locate, make_plan, recipe_values
-from ftkit.recipe.reading import read_text
+from ftkit.recipe.plan import Plan, locate, make_plan, recipe_values
 from ftkit.registry import METHODS, TASKS
 
 FACTS = ModelFacts(
@@ -126,22 +123,6 @@ def test_a_method_may_refuse_a_task(tied: bool | None, refused: bool) -> None:
     with pytest.raises(RecipeError, match=r"^method: t5 as a language model has no head of its own.*`lora`"):
         plan(SEQ2SEQ, "method=linear-probe", facts=model)
     assert plan(TEXT, "method=linear-probe", facts=model)
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        st.lists,
-        max_leaves=8,
-    )
-)
-def test_written_values_read_back_the_same(value: Any) -> None:
-    printable = json.loads(json.dumps(value))
-    text = f"a: {_flow(printable)}\n"
-    if any(ord(sign) in range(0x7F, 0xA0) or 0xD800 <= ord(sign) <= 0xDFFF or ord(sign) in (0xFFFE, 0xFFFF) for sign in text):
-        return
-    document = read_text(text, "r")
-    assert document.value == {"a": json.loads(json.dumps(value).replace("${", "$${"))} or document.value == {"a": printable}
 
 
 def test_locate_makes_existing_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
