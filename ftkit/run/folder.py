@@ -25,6 +25,9 @@ REFUSED = 2
 BEFORE_THE_RUN = {".lock", LOG}
 """All that a run leaves that ends before it has encoded its rows."""
 
+BEGINNING = BEFORE_THE_RUN | {RECIPE, LOCK, TASK, RESULTS, PROBE}
+"""What may lie in a folder before plan.yaml, the last file to be written, makes it a run."""
+
 
 @dataclass
 class RunFolder:
@@ -90,13 +93,13 @@ class RunFolder:
 def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether the folder already holds files. Changes nothing.
 
-    A folder that holds anything is refused unless `resume` (it must be a run) or `overwrite` (it is moved aside, never deleted). The
-    log of a run that ended before it wrote anything else does not count.
+    A folder that holds anything is refused unless `resume` (it must be a run) or `overwrite` (it is moved aside, never deleted). What
+    a run left that ended before it had begun does not count.
     Raises RunFolderError.
     """
     if path.exists() and not path.is_dir():
         raise _refused(path, "is a file", "Choose another --output")
-    used = path.is_dir() and any(entry.name not in BEFORE_THE_RUN for entry in path.iterdir())
+    used = path.is_dir() and not _left_before_it_began(path)
     if used and resume:
         if not (path / PLAN).is_file():
             raise _refused(path, "holds no run to resume", "Choose another --output, or --overwrite to move it aside")
@@ -107,6 +110,14 @@ def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
             "Continue it with --resume, replace it with --overwrite (it is moved aside), or give --output",
         )
     return used
+
+
+def _left_before_it_began(path: Path) -> bool:
+    names = {entry.name.removeprefix(".tmp-") for entry in path.iterdir()}
+    if names <= BEFORE_THE_RUN:
+        return True
+    # Without a lock they are no files of ours: a recipe.yaml may be a person's own.
+    return ".lock" in names and names <= BEGINNING | {PLAN} and not (path / PLAN).exists()
 
 
 def open_run_folder(path: Path, *, resume: bool, overwrite: bool) -> RunFolder:

@@ -161,6 +161,34 @@ def test_signals_end_in_a_checkpoint_and_resume_is_exact(recipe_file: RecipeFile
     assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (tmp_path / "stopped" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize("last", ["recipe.yaml", "plan.yaml"])
+def test_a_run_that_was_killed_in_its_first_writes_begins_anew(
+    recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, resume: bool
+) -> None:
+    def killed(path: Path, text: str) -> None:
+        path.with_name(f".tmp-{path.name}").write_text(text[:10])
+        if path.name == last:
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    recipe = ftkit.load_recipe(recipe_file())
+    with monkeypatch.context() as patch:
+        patch.setattr("ftkit.run.train.write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ftkit.train(recipe, output=tmp_path / "run")
+    assert not (tmp_path / "run" / "plan.yaml").exists()
+    assert ftkit.train(recipe, output=tmp_path / "run", resume=resume).results["status"] == "completed"
+
+
+def test_a_recipe_of_somebody_else_is_no_beginning(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "recipe.yaml").write_text("mine")
+    with pytest.raises(RunFolderError, match="already holds files"):
+        ftkit.train(ftkit.load_recipe(recipe_file()), output=tmp_path / "mine")
+    assert (tmp_path / "mine" / "recipe.yaml").read_text() == "mine"
+
+
 def test_r3_a_damaged_newest_checkpoint_is_passed_over(recipe_file: RecipeFile, tmp_path: Path) -> None:
     recipe = ftkit.load_recipe(recipe_file(train=TRAIN_FOR_RESUME), ["train.keep_checkpoints=3"])
     ftkit.train(recipe, output=tmp_path / "straight")
