@@ -50,6 +50,10 @@ class _Ended(Exception):
     """There is nothing more to answer."""
 
 
+class _InputEnded(_Ended):
+    """There is nothing more to read."""
+
+
 class _Loop:
     def __init__(self, session: Session, terminal: bool) -> None:
         self._session, self._terminal = session, terminal
@@ -58,7 +62,7 @@ class _Loop:
     def turn(self) -> bool:
         """Asks for one row and answers it. Returns False at the end."""
         try:
-            self._answer({name: self._ask(name) for name in self._session.asked})
+            self._answer(self._row())
         except _Ended:
             return False
         except KeyboardInterrupt:
@@ -70,6 +74,23 @@ class _Loop:
                 raise
             print_problems(error.problems)
         return True
+
+    def _row(self) -> dict[str, str]:
+        """What is typed for all entries of `asked`. Raises _Ended, DataError if the input ends in the middle of a row."""
+        row: dict[str, str] = {}
+        for name in self._session.asked:
+            try:
+                row[name] = self._ask(name)
+            except _InputEnded:
+                if row and not self._terminal:
+                    raise self._cut_short(
+                        f"the last row has no {name}", f"Give {' and '.join(self._session.asked)} in turn"
+                    ) from None
+                raise
+        return row
+
+    def _cut_short(self, message: str, hint: str) -> DataError:
+        return DataError(Problem(message=message, place=f"standard input, line {self._read}", hint=hint))
 
     def _ask(self, name: str) -> str:
         """What is typed for an entry of `asked`. Commands are obeyed meanwhile. Raises _Ended."""
@@ -89,12 +110,17 @@ class _Loop:
             return line
         lines = [line.strip().removeprefix(FENCE)]
         while not lines[-1].rstrip().endswith(FENCE):
-            lines.append(self._line(MORE))
+            try:
+                lines.append(self._line(MORE))
+            except _InputEnded:
+                if self._terminal:
+                    raise
+                raise self._cut_short(f"the text that {FENCE} begins has no end", f"End it with {FENCE}") from None
         lines[-1] = lines[-1].rstrip().removesuffix(FENCE)
         return "\n".join(lines).strip("\n")
 
     def _line(self, prompt: str) -> str:
-        """Raises _Ended at the end of the input, DataError for what is not text."""
+        """Raises _InputEnded, DataError for what is not text."""
         self._read += 1
         try:
             line = self._read_line(prompt)
@@ -105,7 +131,7 @@ class _Loop:
         if line is None:
             if self._terminal:
                 say(to=sys.stderr)
-            raise _Ended
+            raise _InputEnded
         return line.removeprefix("\ufeff") if self._read == 1 else line
 
     def _read_line(self, prompt: str) -> str | None:

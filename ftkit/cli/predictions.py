@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO
 
 from ftkit.cli.output import document_text, emit
@@ -37,12 +38,16 @@ def _opened(output: Path) -> Iterator[TextIO]:
     """The file appears when it is whole. What is no file (a pipe, a device) is written to as it is."""
     output = output.resolve()
     plain = not output.exists() or output.is_file()
-    written = output.with_name(f".tmp-{output.name}") if plain else output
+    written = output.with_name(f".tmp-{os.getpid()}-{output.name}") if plain else output
     try:
         with written.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
             yield stream
         if plain:
             os.replace(written, output)
+    except OSError as error:
+        # A disk that is full names no file.
+        error.filename = error.filename or str(output)
+        raise
     finally:
         if plain:
             written.unlink(missing_ok=True)
@@ -58,8 +63,6 @@ def _write_lines(predictions: Iterable[dict[str, Any]], stream: TextIO) -> int:
 
 def _write_table(predictions: Iterable[dict[str, Any]], stream: TextIO, delimiter: str) -> int:
     """Rows under one header. It has every entry that any row has, so that all rows are kept, as text, until the last is there."""
-    from tempfile import TemporaryFile
-
     columns: dict[str, None] = {}
     with TemporaryFile("w+", encoding="utf-8", errors="backslashreplace") as kept:
         for prediction in predictions:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftkit.cli.options import AllowCode, AsJson, Plugins, PredictionOptions, Run, load_plugins, refuse_both
+from ftkit.cli.files import refuse_existing
+from ftkit.cli.options import AllowCode, AsJson, Force, Plugins, PredictionOptions, Run, load_plugins, refuse_both
 from ftkit.cli.output import (
     document_text,
     emit,
@@ -96,6 +97,7 @@ def predict(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at a time (default: as in training).", show_default=False)
     ] = None,
+    force: Force = False,
     as_json: AsJson = False,
     plugins: Plugins = None,
     allow_code: AllowCode = False,
@@ -113,8 +115,8 @@ def predict(
         return
     if not source and not texts:
         raise typer.BadParameter("give --input FILE, --input -, --text TEXT or --interactive")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise typer.BadParameter(f"--output {output}: there is no folder {output.absolute().parent}")
+    if output is not None:
+        _check_output(output, source, force)
     from ftkit.cli.predictions import print_predictions, write_predictions
 
     with standard_output_for_documents():
@@ -129,6 +131,14 @@ def predict(
         emit({"output": str(output.absolute()), "rows": count})
     else:
         say(f"{count:,} predictions in {output}")
+
+
+def _check_output(output: Path, source: str | None, force: bool) -> None:
+    """Raises for an output that would take the place of something. Pipes and devices may be written to."""
+    if source and Path(source).exists() and output.exists() and output.samefile(source):
+        raise typer.BadParameter(f"--output {output} is the file that is read; give another name")
+    if output.is_file() or output.is_dir() or not output.exists():
+        refuse_existing(output, force=force)
 
 
 def export(

@@ -15,10 +15,17 @@ RENAMED = "input_"
 def carried_columns(row: Mapping[str, Any], result: Mapping[str, Any], *, everything: bool) -> dict[str, Any]:
     """The identifier of a row where it has one, or all of its columns, as JSON values.
 
-    A column that is called as an entry of the result is renamed. Of files and other bytes only the path is kept.
+    A column that is called as an entry of the result, or as a part of one (`probabilities.sports`), is renamed. Of files and other
+    bytes only the path is kept.
     """
-    names = [name for name in row if everything or name in IDENTIFIERS]
-    return {f"{RENAMED}{name}" if name in result else name: _json_value(row[name]) for name in names}
+    carried: dict[str, Any] = {}
+    for name in row:
+        if everything or name in IDENTIFIERS:
+            shown = f"{RENAMED}{name}" if name in result or name.partition(".")[0] in result else name
+            while shown != name and (shown in row or shown in result):
+                shown = f"{RENAMED}{shown}"
+            carried[shown] = _json_value(row[name])
+    return carried
 
 
 def _json_value(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,8 @@ from ftkit.data.building import table_from_rows
 from ftkit.data.columns import find_columns, load_files
 from ftkit.data.features import FeatureStore
 from ftkit.data.pool import number_of_workers
-from ftkit.data.problems import shorten
+from ftkit.data.problems import Problems, shorten
+from ftkit.data.readers.jsonl import parse_line
 from ftkit.data.sources import read_source
 from ftkit.data.splits import load_rows, load_splits
 from ftkit.data.table import Table
@@ -264,19 +264,11 @@ def _json_lines(stream: TextIO) -> Iterator[Mapping[str, Any]]:
     for number, line in enumerate(_lines(stream), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                Problem(message=f"not JSON: {error.msg}", place=f"standard input, line {number}:{error.colno}")
-            ) from None
-        except (RecursionError, ValueError) as error:
-            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-            raise DataError(Problem(message=f"not usable JSON: {reason}", place=f"standard input, line {number}")) from None
-        if not isinstance(row, dict):
-            hint = 'Write one object a line: {"text": "..."}'
-            raise DataError(Problem(message="is JSON but no object", place=f"standard input, line {number}", hint=hint))
-        yield row
+        problems = Problems()
+        row = parse_line("standard input", number, line, problems)
+        problems.raise_if_any()
+        if row is not None:
+            yield row
 
 
 def _refuse_another_base(folder: Path, plan: Plan, found: Mapping[str, str]) -> None:

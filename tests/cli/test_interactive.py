@@ -77,8 +77,21 @@ def test_columns_are_read_in_turn_and_answers_are_those_of_predict(piped: Any, f
     run = run_of("finds")
     Path("rows.jsonl").write_text('{"question": "w30", "context": "w1 w2 w3"}\n{"question": "w30", "context": "w4\\nw5"}\n')
     expected = ftkit("predict", run, "--input", "rows.jsonl", "--batch-size", "1").out
-    ended = piped('w30\nw1 w2 w3\nw30\n"""w4\nw5\n"""\nw30\n', run)
+    ended = piped('w30\nw1 w2 w3\nw30\n"""w4\nw5\n"""\n', run)
     assert (ended.code, ended.out) == (0, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('w30\nw1 w2\nw30\n"""w4\nw5\n', 'line 6: the text that """ begins has no end'),
+        ("w30\nw1 w2\nw30\n", "line 4: the last row has no context"),
+    ],
+)
+def test_a_pipe_that_ends_in_the_middle_is_an_error(piped: Any, run_of: Any, text: str, message: str) -> None:
+    ended = piped(text, run_of("finds"))
+    assert (ended.code, len(ended.out.splitlines())) == (2, 1)
+    assert message in ended.err
 
 
 def test_help_names_commands_and_unknown_ones_end_a_pipe(piped: Any, run_of: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,62 @@ def test_the_api_carries_the_same_columns(trained: Path) -> None:
     assert [row.get("id", "none") for row in predictor.predict(rows)] == [5, "none"]
     assert [row.get("extra", "none") for row in predictor.predict(rows, keep_columns=True)] == [1.5, "none"]
     assert carried_columns({"id": 1, "text": "a"}, {"id": 2}, everything=False) == {"input_id": 1}
+
+
+def test_what_exists_is_replaced_only_when_asked_and_the_input_never(ftkit: Run, trained: Path, rows: Path) -> None:
+    given = rows.read_text()
+    Path("out.jsonl").write_text("mine")
+    Path(".tmp-out.jsonl").write_text("mine too")
+    ended = ftkit("predict", trained, "--input", rows, "--output", "out.jsonl")
+    assert (ended.code, Path("out.jsonl").read_text()) == (2, "mine")
+    assert "exists already" in ended.err
+    assert "--force" in ended.err
+    for same in (rows, Path("..") / rows.parent.name / rows.name):
+        ended = ftkit("predict", trained, "--input", rows, "--output", same, "--force")
+        assert (ended.code, "is the file that is read" in ended.err) == (2, True)
+    assert ftkit("predict", trained, "--input", rows, "--output", "out.jsonl", "--force").code == 0
+    assert len(lines(Path("out.jsonl").read_text())) == 3
+    assert (Path(".tmp-out.jsonl").read_text(), rows.read_text()) == ("mine too", given)
+
+
+def test_no_carried_column_is_lost(ftkit: Run, trained: Path) -> None:
+    row = {"text": "w1", "label": "a", "input_label": "b", "probabilities.cold": "c", "input_probabilities.cold": "d"}
+    Path("odd.jsonl").write_text(json.dumps(row) + "\n")
+    carried = {
+        "text": "w1",
+        "input_input_label": "a",
+        "input_label": "b",
+        "input_input_probabilities.cold": "c",
+        "input_probabilities.cold": "d",
+    }
+    (found,) = lines(ftkit("predict", trained, "--input", "odd.jsonl", "--keep-columns").out)
+    assert {name: found[name] for name in carried} == carried
+    assert ftkit("predict", trained, "--input", "odd.jsonl", "--keep-columns", "--output", "odd.csv").code == 0
+    (cells,) = table(Path("odd.csv"))
+    assert {name: cells[name] for name in carried} == carried
+    assert float(cells["probabilities.cold"]) == found["probabilities"]["cold"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "w1", "x": ' + "[" * 101 + "]" * 101 + "}", "invalid JSON: nested too deeply"),
+        ('{"text": "w1", "text": "w2"}', "the key 'text' comes twice"),
+    ],
+)
+def test_lines_that_files_refuse_are_refused_from_standard_input(
+    ftkit: Run, trained: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"text": "w1"}\n' + line + "\n"))
+    ended = ftkit("predict", trained, "--input", "-", "--keep-columns")
+    assert ended.code == 2
+    assert message in ended.err
+    assert "standard input" in ended.err
+    Path("odd.jsonl").write_text(line + "\n")
+    assert message in ftkit("predict", trained, "--input", "odd.jsonl").err
+
+
+def test_a_full_disk_is_said_with_the_file(ftkit: Run, trained: Path) -> None:
+    ended = ftkit("predict", trained, "--text", "w1", "--output", "/dev/full")
+    assert ended.code == 2
+    assert "/dev/full: the file system refused: No space left" in ended.err

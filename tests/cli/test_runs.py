@@ -87,7 +87,7 @@ def test_a_bad_row_leaves_no_half_file(ftkit: Run, trained: Path, folder: Path) 
     [
         ([], "give --input FILE, --input -, --text TEXT or --interactive"),
         (["--text", "a", "--input", "b"], "give --input or --text, not both"),
-        (["--text", "a", "--output", "nowhere/x.jsonl"], "there is no folder"),
+        (["--text", "a", "--output", "nowhere/x.jsonl"], "its folder does not exist"),
     ],
 )
 def test_predict_refuses(arguments: list[str], message: str, ftkit: Run, trained: Path) -> None:
@@ -122,7 +122,7 @@ def test_a_folder_that_is_no_run(verb: list[str], ftkit: Run, folder: Path) -> N
 def test_predictions_go_through_links_and_into_pipes(ftkit: Run, trained: Path, folder: Path) -> None:
     Path("real.jsonl").write_text("")
     Path("link.jsonl").symlink_to("real.jsonl")
-    assert ftkit("predict", trained, "--text", "w1", "--output", "link.jsonl").code == 0
+    assert ftkit("predict", trained, "--text", "w1", "--output", "link.jsonl", "--force").code == 0
     assert Path("link.jsonl").is_symlink()
     assert "label" in json.loads(Path("real.jsonl").read_text())
     os.mkfifo("pipe")

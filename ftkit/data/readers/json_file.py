@@ -87,6 +87,7 @@ class _Text:
         while True:
             try:
                 value, end = json_syntax.DECODER.raw_decode(self._text, self._at)
+                json_syntax.check_depth(value, self._text, self._at, end)
             except json.JSONDecodeError as error:
                 if self._fill():
                     continue

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ftkit.data.problems import shorten
+
+MAX_DEPTH = 100
+"""Levels of lists and objects; Python's own limit is met at different depths by reading, changing and writing."""
 
 _SHOWN = 20
 """Characters of the text that an error shows."""
@@ -31,6 +34,21 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def check_depth(value: Any, text: str, start: int = 0, end: int | None = None) -> None:
+    """Raises RecursionError for what is nested deeper than MAX_DEPTH. `value` was read from `text[start:end]`."""
+    if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
+        return
+    level, depth = [value], 0
+    while level := [part for item in level for part in _parts(item)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RecursionError
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    return item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
 
 
 def reason(text: str, error: json.JSONDecodeError) -> str:

@@ -22,7 +22,7 @@ def read(file: SourceFile) -> Table:
         for number, line in row_lines(file):
             if not line.strip():
                 continue
-            row = _parsed(file, number, line, problems)
+            row = parse_line(file.label, number, line, problems)
             if row is None:
                 continue
             rows.append(row)
@@ -37,29 +37,31 @@ def read(file: SourceFile) -> Table:
         return builder.finish()
 
 
-def _parsed(file: SourceFile, number: int, line: str, problems: Problems) -> dict[str, Any] | None:
+def parse_line(label: str, number: int, line: str, problems: Problems) -> dict[str, Any] | None:
+    """The row of a line, None if it is none; why is then among the problems. label: what messages call the source."""
     text = line.rstrip("\r\n")
     try:
         row = json_syntax.DECODER.decode(text)
+        json_syntax.check_depth(row, text)
     except json_syntax.DuplicateKeyError as error:
-        problems.add(Problem(message=error.message, place=f"{file.label}, line {number}", key=error.key, hint=error.hint))
+        problems.add(Problem(message=error.message, place=f"{label}, line {number}", key=error.key, hint=error.hint))
         return None
     except json.JSONDecodeError as error:
         hint = _hint(line, number) or json_syntax.way_out(text, error)
-        place = f"{file.label}:{number}:{error.colno}"
+        place = f"{label}:{number}:{error.colno}"
         problems.add(Problem(message=json_syntax.reason(text, error), place=place, hint=hint))
         return None
     except (ValueError, RecursionError) as error:
         # Besides bad syntax, a ValueError is a whole number of thousands of digits.
         what = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
         hint = _hint(line, number) or "Correct or remove the line."
-        problems.add(Problem(message=f"invalid JSON: {what}", place=f"{file.label}:{number}:1", hint=hint))
+        problems.add(Problem(message=f"invalid JSON: {what}", place=f"{label}:{number}:1", hint=hint))
         return None
     if isinstance(row, dict):
         return row
     message = f"{shorten(row)} is not an object; each line of a JSON Lines file is one"
     hint = _hint(line, number) or 'Write it as {"column": value, ...}.'
-    problems.add(Problem(message=message, place=f"{file.label}, line {number}", hint=hint))
+    problems.add(Problem(message=message, place=f"{label}, line {number}", hint=hint))
     return None
 
 
