@@ -10,6 +10,7 @@ from typing import Any
 from ftkit.errors import ModelError, Problem
 from ftkit.models.folder import check_folder, check_remote_code, locate, model_files, read_config
 from ftkit.models.gguf_header import read_gguf_header
+from ftkit.models.tokenizer_files import written_in_python
 from ftkit.recipe.schema import ModelSpec
 
 __all__ = ["ModelFacts", "model_files", "read_facts"]
@@ -29,6 +30,8 @@ class ModelFacts:
     decoder_path: where the decoder lies, if it is a model of its own.
     architectures: the classes that the config names; empty where it does not say.
     tied: whether a language model's output layer is its token embeddings; None where the config does not say.
+    offsets: whether its tokenizer says which characters its tokens are; those that transformers has in Python only do not. True where
+        the files do not tell.
     """
 
     kind: str
@@ -42,6 +45,7 @@ class ModelFacts:
     decoder_path: Path | None = None
     tied: bool | None = None
     architectures: tuple[str, ...] = ()
+    offsets: bool = True
 
     @property
     def only_pretrained(self) -> bool:
@@ -96,7 +100,7 @@ def read_facts(spec: ModelSpec, base: Path | None = None) -> ModelFacts:
     config = read_config(path)
     facts = facts_of_config(config, path)
     check_folder(path, config, spec, text=facts.kind != "vision")
-    return facts
+    return _with_tokenizer(facts, spec, base)
 
 
 def _of_pair(spec: ModelSpec, base: Path | None) -> ModelFacts:
@@ -152,7 +156,15 @@ def _from_hub_cache(spec: ModelSpec) -> ModelFacts:
         return UNKNOWN
     config = read_config(Path(cached).parent)
     check_remote_code(config, Path(cached), spec)
-    return facts_of_config(config, Path(cached).parent)
+    return _with_tokenizer(facts_of_config(config, Path(cached).parent), spec, None)
+
+
+def _with_tokenizer(facts: ModelFacts, spec: ModelSpec, base: Path | None) -> ModelFacts:
+    """The facts with what the files of the tokenizer tell."""
+    folder = facts.path if spec.tokenizer is None else locate(spec.tokenizer, base, key="model.tokenizer")
+    if facts.kind == "vision" or folder is None:
+        return facts
+    return replace(facts, offsets=not written_in_python(folder))
 
 
 def facts_of_config(config: Mapping[str, Any], path: Path | None) -> ModelFacts:

@@ -9,20 +9,12 @@ from typing import Any
 
 from ftkit.errors import ModelError, Problem
 from ftkit.paths import PACKAGE_PREFIX, home_expanded, resolve_package
+from ftkit.models.tokenizer_files import TOKENIZER_PARTS, missing_files
 from ftkit.recipe.schema import ModelSpec
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "model*.bin")
-TOKENIZER_PARTS = (
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-    "sentencepiece.bpe.model",
-    "spm.model",
-    "*.tiktoken",
-)
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -155,7 +147,11 @@ def tokenizer_problems(folder: Path, spec: ModelSpec, *, key: str = "model.name"
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
         check_remote_code(read_json(settings, key=key), settings, spec)
-    if any(next(folder.glob(pattern), None) for pattern in ("tokenizer.json", *TOKENIZER_PARTS)):
+    missing = missing_files(folder)
+    if missing:
+        message = f"lacks {' and '.join(missing)}, which its tokenizer is made of"
+        return [Problem(message=message, place=str(folder), key=key, hint="Copy them from the model's origin")]
+    if missing is not None or any(next(folder.glob(pattern), None) for pattern in ("tokenizer.json", *TOKENIZER_PARTS)):
         return []
     hint = "Copy tokenizer.json and tokenizer_config.json next to config.json, or name a tokenizer with `model.tokenizer`"
     return [Problem(message="has no tokenizer files (tokenizer.json or a vocabulary)", place=str(folder), key=key, hint=hint)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ftkit.errors import ModelError, Problem
@@ -13,25 +15,31 @@ from ftkit.models.folder import locate, read_json, tokenizer_problems
 from ftkit.models.quiet import quiet_libraries
 from ftkit.recipe.schema import ModelSpec
 
+_OF_THE_PLACE = frozenset(
+    """
+    name_or_path is_local local_files_only tokenizer_file vocab_file backend tokenizer_class processor_class model_max_length chat_template
+    added_tokens_decoder additional_special_tokens extra_special_tokens src_lang tgt_lang _commit_hash _from_auto gguf_file
+    """.split()
+)
+"""Settings of a tokenizer that say where it comes from, or what its key has from elsewhere."""
+
 
 def load_processor(spec: ModelSpec, facts: ModelFacts, base: Path | None = None) -> Any:
-    """The fast tokenizer that a recipe names (the model's own unless `model.tokenizer` is set); for a vision model its
-    image processor.
+    """The tokenizer that a recipe names (the model's own unless `model.tokenizer` is set); for a vision model its image processor.
 
     A tokenizer without a padding token pads with its end token; the vocabulary is never resized, and padding is masked by
-    position, so that a true end token stays visible. Never runs code that ships with a tokenizer. Raises ModelError if
-    there is none, or no fast one.
+    position, so that a true end token stays visible. Never runs code that ships with a tokenizer. A tokenizer that transformers has
+    in Python only is taken as it is (see `ftkit.tasks.parts.tokens`). Raises ModelError if there is none that can be used.
     """
     quiet_libraries()
     if facts.kind == "vision":
         return _load_image_processor(spec, base)
     key = "model.tokenizer" if spec.tokenizer else "model.name"
     tokenizer = _load_tokenizer(spec, key, base)
-    if not tokenizer.is_fast:
-        hint = (
-            "Convert it once with transformers' convert_slow_tokenizer and save tokenizer.json, or name another `model.tokenizer`"
-        )
-        raise ModelError(Problem(message=f"{type(tokenizer).__name__} has no fast version, which ftkit needs", key=key, hint=hint))
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        message = f"{type(tokenizer).__name__} comes without a vocabulary: its files are not those of this class"
+        hint = "Set `tokenizer_class` in its tokenizer_config.json, as at the model's origin"
+        raise ModelError(Problem(message=message, key=key, hint=hint))
     if spec.decoder not in (None, spec.name):
         _check_same_vocabulary(spec, tokenizer, base)
     if tokenizer.pad_token is None:
@@ -55,7 +63,19 @@ def _load_tokenizer(spec: ModelSpec, key: str, base: Path | None) -> Any:
             return PreTrainedTokenizerFast.from_pretrained(source, **arguments)
         return AutoTokenizer.from_pretrained(source, use_fast=True, trust_remote_code=False, **arguments)
     except Exception as error:  # the tokenizers library raises plain Exception for a damaged file
+        if _lacks_sentencepiece(source, error):
+            message = f"the tokenizer of {spec.tokenizer or spec.name!r} needs the package sentencepiece, which is not installed"
+            raise ModelError(Problem(message=message, key=key, hint='pip install "ftkit[sentencepiece]"')) from error
         raise _unloadable("tokenizer", spec.tokenizer or spec.name, key, error) from error
+
+
+def _lacks_sentencepiece(source: str | Path, error: Exception) -> bool:
+    """Whether a tokenizer does not load because of a missing package, for which transformers says so or knows no class for the model."""
+    if find_spec("sentencepiece") is not None:
+        return False
+    unnamed = isinstance(error, ValueError) and "to build an AutoTokenizer" in str(error)
+    files = isinstance(source, Path) and any(next(source.glob(pattern), None) for pattern in ("*.model", "*.spm"))
+    return "sentencepiece" in str(error).lower() or (unnamed and (files or isinstance(source, str)))
 
 
 def _check_same_vocabulary(spec: ModelSpec, tokenizer: Any, base: Path | None) -> None:
@@ -110,9 +130,13 @@ def processor_key(processor: Any) -> str:
 
     Truncation and padding are left out: calls set them as they go, and the task's own options decide them.
     """
+    from transformers.tokenization_python import PythonBackend
+
     backend = getattr(processor, "backend_tokenizer", None)
-    if backend is None:
-        content: Any = {"class": type(processor).__name__, "settings": processor.to_dict()}
+    if isinstance(processor, PythonBackend):
+        content: Any = _content_of_python_tokenizer(processor)
+    elif backend is None:
+        content = {"class": type(processor).__name__, "settings": processor.to_dict()}
     else:
         serialized = json.loads(backend.to_str())
         serialized |= {"truncation": None, "padding": None}
@@ -123,6 +147,27 @@ def processor_key(processor: Any) -> str:
             "model_max_length": processor.model_max_length,
         }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _content_of_python_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """The settings of a tokenizer written in Python and the digests of its vocabulary files; the languages are the task's."""
+    with TemporaryDirectory(prefix="ftkit-vocabulary-") as name:
+        tokenizer.save_vocabulary(name, filename_prefix=None)
+        files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(name).iterdir())}
+    elsewhere = {*_OF_THE_PLACE, *tokenizer.vocab_files_names, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+    settings = {key: value for key, value in tokenizer.init_kwargs.items() if key not in elsewhere}
+    added = {str(number): repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
+    return {
+        "class": type(tokenizer).__name__,
+        "files": files,
+        "added_tokens": added,
+        # Loading fills in what was left out.
+        "settings": {key: value for key, value in settings.items() if value not in (None, [], {})},
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "all_special_tokens": sorted(tokenizer.all_special_tokens),
+        "chat_template": tokenizer.chat_template,
+        "model_max_length": tokenizer.model_max_length,
+    }
 
 
 def align_padding(model: Any, processor: Any) -> None:

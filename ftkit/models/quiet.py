@@ -32,6 +32,8 @@ def quiet_libraries() -> None:
     # What the libraries plan to change concerns whoever calls them, which is ftkit.
     for module in _MODULES:
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+    # Marian's tokenizer recommends a package that it does not use any more.
+    warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses", category=UserWarning)
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     if "transformers" in sys.modules:

@@ -200,6 +200,10 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
     if unsuited := _unsuited(recipe, facts, task):
         found.append(unsuited)
     else:  # Another model will have other limits.
+        if task.needs_offsets and not facts.offsets:
+            message = f"its tokenizer does not say which characters its tokens are; {task.needs_offsets}"
+            key = "model.tokenizer" if recipe.model.tokenizer else "model.name"
+            found.append((key, message, "Choose a model with a fast tokenizer (tokenizer.json)"))
         if reason := task.refusal(_room(facts, method)):
             found.append(("task", reason, ""))
         if reason := method.refusal(facts) or method.task_refusal(task, facts):

@@ -140,6 +140,9 @@ class Task(ABC):
     takes_pairs: ClassVar[bool] = False
     """Whether two models put together (`model.decoder`) can do it."""
 
+    needs_offsets: ClassVar[str] = ""
+    """Why the tokenizer must say which characters its tokens are, as a phrase; '' if it need not (those written in Python do not)."""
+
     prediction_options: ClassVar[frozenset[str]] = frozenset()
     """Options that concern nothing but prediction, so that a finished run can be used under other ones: `generation`."""
 

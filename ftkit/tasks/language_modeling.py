@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -22,6 +22,7 @@ from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.packing import Piece, cut, pack
 from ftkit.tasks.parts.texts import check_text, spread
+from ftkit.tasks.parts.tokens import gives_offsets
 from ftkit.tasks.parts.written_text import WritesText
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class LanguageModeling(WritesText):
     one); `bind` checks on the model itself that none sees another. Evaluation never packs.
 
     Perplexity picks the best checkpoint. It depends on the tokenizer: compare models by `bits_per_byte`, which counts the UTF-8
-    bytes of the scored tokens.
+    bytes of the scored tokens. A tokenizer that does not say which characters its tokens are is given the bytes of the text in
+    proportion to the lengths of the tokens: only the bytes of the first token of each window, which is not scored, are estimated.
     """
 
     name = "language-modeling"
@@ -163,10 +165,15 @@ class LanguageModeling(WritesText):
 
     def _tokens(self, texts: Sequence[str], processor: Any, *, measured: bool) -> Iterator[tuple[list[int], list[int]]]:
         """Token ids of each document, and, where `measured`, the number of UTF-8 bytes of the text up to the end of each."""
-        encoded = processor(list(texts), return_offsets_mapping=measured, verbose=False)
+        exact = measured and gives_offsets(processor)
+        encoded = processor(list(texts), **({"return_offsets_mapping": True} if exact else {}), verbose=False)
         end_id = processor.eos_token_id
         for number, (text, ids) in enumerate(zip(texts, encoded["input_ids"], strict=True)):
-            ends = list(_byte_ends(text, [end for _, end in encoded["offset_mapping"][number]])) if measured else []
+            ends: list[int] = []
+            if exact:
+                ends = list(_byte_ends(text, [end for _, end in encoded["offset_mapping"][number]]))
+            elif measured:
+                ends = _shared_bytes(text, ids, processor)
             if self.options.end_token and end_id is not None and (not ids or ids[-1] != end_id):
                 yield [*ids, end_id], [*ends, len(text.encode())]
             else:
@@ -319,6 +326,18 @@ def _byte_ends(text: str, ends: Sequence[int]) -> Iterator[int]:
     for before, after in pairwise([0, *ends]):
         done += len(text[before:after].encode("utf-8", "surrogatepass"))
         yield done
+
+
+def _shared_bytes(text: str, ids: Sequence[int], processor: Any) -> list[int]:
+    """UTF-8 length of the text up to the end of each token where a tokenizer does not say where that is: the bytes of the text, shared
+    out by the lengths of the tokens' own texts. The whole is exact, and so is what a document of one window counts, but for its first
+    token."""
+    named = {processor.bos_token_id, processor.eos_token_id, processor.cls_token_id, processor.sep_token_id}
+    # Special tokens around a text are none of it; an unknown one stands for some of it.
+    pieces = ["" if token in named else piece for token, piece in zip(ids, processor.convert_ids_to_tokens(ids), strict=True)]
+    sizes = list(accumulate(len(piece.replace("\u2581", " ").encode("utf-8", "surrogatepass")) for piece in pieces))
+    whole = len(text.encode("utf-8", "surrogatepass"))
+    return [round(whole * size / max(1, sizes[-1])) for size in sizes]
 
 
 def _arrays(predictions: Sequence[Prediction]) -> dict[str, Any]:

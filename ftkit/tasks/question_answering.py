@@ -38,6 +38,7 @@ from ftkit.tasks.parts.spans import (
     windows_of,
 )
 from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, spread
+from ftkit.tasks.parts.tokens import gives_offsets
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -95,6 +96,7 @@ class QuestionAnswering(Task):
     model_kinds = frozenset({"encoder", "decoder", "encoder-decoder"})
     Options = Options
     supports_label_smoothing = True
+    needs_offsets = "question-answering finds answers by their characters"
     left_out = "no window holds the whole answer (a larger task.stride or task.max_length helps)"
 
     def __init__(self, options: Strict) -> None:
@@ -226,13 +228,13 @@ class QuestionAnswering(Task):
         the row has `answers`: `start`, `end` (first and last token of the answer; `null_at` where the window does not hold it whole).
 
         A training row whose answer no window holds whole gives no feature.
-        Raises ModelError for a tokenizer that does not say which characters its pieces are.
+        Raises ModelError for a tokenizer that does not say which characters its tokens are.
         """
         if "auto" in (self.options.max_length, self.options.stride):
             raise ValueError("max_length or stride is still `auto`: fill it from defaults()")
-        if not processor.is_fast:
-            hint = "Choose a model with a fast tokenizer (one with tokenizer.json)"
-            raise ModelError(f"{type(processor).__name__} does not say which characters its pieces are", hint=hint)
+        if not gives_offsets(processor):
+            message = f"{type(processor).__name__} does not say which characters its tokens are; {self.needs_offsets}"
+            raise ModelError(Problem(message=message, key="model.name", hint="Choose a model with a fast tokenizer (tokenizer.json)"))
         typed = "token_type_ids" in processor.model_input_names
         pending, number, features = iter(rows), 0, []
         while chunk := list(islice(pending, _ROWS_AT_A_TIME)):

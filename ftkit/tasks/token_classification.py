@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ftkit.errors import ModelError
 from ftkit.methods.base import Default
 from ftkit.metrics import sequence_labeling
 from ftkit.metrics.base import MetricSpec
@@ -228,15 +227,9 @@ class TokenClassification(Task):
     def encode(self, rows: Sequence[Row], processor: Any, *, training: bool = False) -> list[Features]:
         """A feature for each window: `input_ids`, `token_type_ids` (where the model has them), `words` (numbers of the words that are
         read here) and `positions` (where), `word_count` (of the whole sentence), `labels` (of each piece, where the row has tags),
-        `length`, `row`, `truncated`.
-
-        Raises ModelError for a tokenizer that does not say which characters its pieces are.
-        """
+        `length`, `row`, `truncated`."""
         if "auto" in (self.options.max_length, self.options.overlap, self.options.labeling):
             raise ValueError("max_length, overlap or labeling is still `auto`: fill it from defaults()")
-        if not processor.is_fast:
-            hint = "Choose a model with a fast tokenizer (one with tokenizer.json)"
-            raise ModelError(f"{type(processor).__name__} does not say which piece belongs to which word", hint=hint)
         pending = iter(rows)
         features: list[list[Features]] = []
         while chunk := list(islice(pending, _ROWS_AT_A_TIME)):

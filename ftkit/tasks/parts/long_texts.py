@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftkit.tasks.base import Features
+from ftkit.tasks.parts.tokens import tokens_of
 
 HEAD_SHARE = 0.25
 """Of the tokens that fit, those from the beginning; the rest comes from the end. Sun et al. 2019 keep 128 and 382 of 510."""
@@ -18,16 +19,13 @@ def shorten(texts: Sequence[str], processor: Any, max_length: int, *, stride: in
     """`input_ids`, `token_type_ids` (where the model has them), `length`, `truncated` and `row` of single texts.
 
     stride None: head and tail of a long text in one feature. Else windows that begin `stride` tokens apart, each with the special
-    tokens of a whole text. Never cuts a special token; needs a fast tokenizer.
+    tokens of a whole text. Never cuts a special token.
     """
-    encoded = processor(list(texts), truncation=False, padding=False, verbose=False)
-    names = [name for name in ("input_ids", "token_type_ids") if name in processor.model_input_names and name in encoded]
     found: list[Features] = []
-    for row in range(len(texts)):
-        values = {name: encoded[name][row] for name in names}
-        for kept in _kept(encoded.encodings[row].sequence_ids, max_length, stride):
-            piece = {name: [tokens[place] for place in kept] for name, tokens in values.items()}
-            cut = stride is None and len(kept) < len(values["input_ids"])
+    for row, item in enumerate(tokens_of(processor, texts)):
+        for kept in _kept(item.texts(), max_length, stride):
+            piece = {name: [tokens[place] for place in kept] for name, tokens in item.values.items()}
+            cut = stride is None and len(kept) < len(item.ids)
             found.append({**piece, "length": len(kept), "truncated": cut, "row": row})
     return found
 

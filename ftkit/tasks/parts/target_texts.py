@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from ftkit.errors import ModelError, Problem, RecipeError
 from ftkit.tasks.parts.texts import cuts
+from ftkit.tasks.parts.tokens import around, tokens_of
 
 
 def set_languages(processor: Any, source: str | None, target: str | None) -> None:
-    """Tells a multilingual tokenizer (mBART, NLLB) which languages it reads and writes.
+    """Tells a multilingual tokenizer (mBART, NLLB, M2M-100) which languages it reads and writes.
 
     Raises RecipeError if it takes languages and none are given, if it takes none and some are given, or if it does not know one.
     """
-    takes = hasattr(processor, "src_lang")
+    known = _languages(processor)
     codes = {"source_language": source, "target_language": target}
-    if not takes and (source or target):
+    if not known and (source or target):
         message = "this model's tokenizer knows no languages"
         raise RecipeError(
             Problem(message=message, key="task.source_language", hint="Leave the languages out, or say them in `prefix`")
         )
-    if not takes:
+    if not known:
         return
-    known = [token for token in processor.all_special_tokens if processor.convert_tokens_to_ids(token) != processor.unk_token_id]
     problems = [_unknown(f"task.{key}", code, known) for key, code in codes.items() if code not in known]
     if problems:
         raise RecipeError(problems)
     processor.src_lang, processor.tgt_lang = source, target
 
 
-def _unknown(key: str, code: str | None, known: Sequence[str]) -> Problem:
-    near = get_close_matches(code or "", known, n=3, cutoff=0.3) or [token for token in known if "_" in token][:3]
+def _languages(processor: Any) -> dict[str, int]:
+    """The codes of the languages that a tokenizer can be told, with the token of each."""
+    if not hasattr(processor, "src_lang"):
+        return {}
+    # M2M-100 calls a language `de` and its token `__de__`; elsewhere the two are the same.
+    ids = getattr(processor, "lang_code_to_id", None)
+    if not ids:
+        named = {getattr(processor, name) for name in processor.SPECIAL_TOKENS_ATTRIBUTES}
+        codes = [token for token in processor.all_special_tokens if token not in named]
+        ids = dict(zip(codes, processor.convert_tokens_to_ids(codes), strict=True))
+    return {code: int(token) for code, token in ids.items() if token != processor.unk_token_id}
+
+
+def _unknown(key: str, code: str | None, known: Collection[str]) -> Problem:
+    near = get_close_matches(code or "", known, n=3, cutoff=0.3) or list(known)[:3]
     message = f"this model's tokenizer knows no language {code!r}" if code else "this model's tokenizer needs to know the languages"
     return Problem(message=message, key=key, hint=f"Give its own code, such as {', '.join(near)}")
 
@@ -40,15 +53,14 @@ def _unknown(key: str, code: str | None, known: Sequence[str]) -> Problem:
 def encode_targets(texts: Sequence[str], processor: Any, max_length: int) -> list[tuple[list[int], bool]]:
     """Token ids of each text as a decoder should write it, the end token last (but for a language code); whether it was cut.
 
-    The end of longer texts is cut off, never the special tokens of the tokenizer's template. processor: a fast tokenizer.
+    The end of longer texts is cut off, never the special tokens of the tokenizer's template.
     """
-    encoded = processor(text_target=list(texts), padding=False, truncation=False, verbose=False)
     _, added = end_token(processor)
     room = max_length - len(added)
     found = []
-    for encoding in encoded.encodings:
-        ids, cut = list(encoding.ids), len(encoding.ids) > room
-        for span in cuts(encoding.sequence_ids, room) if cut else ():
+    for item in tokens_of(processor, texts, target=True):
+        ids, cut = list(item.ids), len(item.ids) > room
+        for span in cuts(item.texts(), room) if cut else ():
             ids = ids[: span.start] + ids[span.stop :]
         found.append((ids + added, cut))
     return found
@@ -59,9 +71,7 @@ def end_token(processor: Any) -> tuple[int, list[int]]:
 
     Raises ModelError if the tokenizer has no such token.
     """
-    encoding = processor(text_target=["a"]).encodings[0]
-    texts = [index for index, text in enumerate(encoding.sequence_ids) if text is not None]
-    after = encoding.ids[texts[-1] + 1 :] if texts else []
+    _, after = around(processor, target=True)
     if after:
         return int(after[0]), []
     end = processor.eos_token_id if processor.eos_token_id is not None else processor.sep_token_id
@@ -72,6 +82,6 @@ def end_token(processor: Any) -> tuple[int, list[int]]:
 
 
 def language_place(processor: Any, language: str) -> tuple[int, bool]:
-    """The token of a target language, and whether targets begin with it (NLLB, mBART-50) or the decoder does (mBART)."""
-    token = int(processor.convert_tokens_to_ids(language))
-    return token, processor(text_target=["a"])["input_ids"][0][0] == token
+    """The token of a target language, and whether targets begin with it (NLLB, mBART-50, M2M-100) or the decoder does (mBART)."""
+    token = _languages(processor)[language]
+    return token, around(processor, target=True)[0][:1] == [token]

@@ -3,8 +3,8 @@
 A template is Jinja, rendered by transformers in its sandbox, and its text is always encoded without further special tokens, so that
 training and prediction see the same. Where a template marks answers with `{% generation %}`, the marks count. Elsewhere the
 conversation is rendered turn by turn, and an answer is what its turn adds to the text; this only holds if each rendering is the
-beginning of the next, which is checked. The text is tokenized once, as a whole, and the tokens of an answer are found by their
-characters, up to and with the token that ends the turn.
+beginning of the next, which is checked. The text is tokenized as a whole, and the tokens of an answer are found by their characters
+(see `ftkit.tasks.parts.answer_places`), up to and with the token that ends the turn.
 
 A token across the beginning of an answer belongs to the answer if all that it has of the prompt is white space; otherwise the row is
 refused, because at prediction, where the prompt stands alone, the model would not see what it was trained on.
@@ -20,9 +20,11 @@ from typing import Any, Literal
 
 from ftkit.errors import ModelError, Problem
 from ftkit.tasks.base import RowError
+from ftkit.tasks.parts.answer_places import Places, Span, joined_with_prompt, tokenize_located
 from ftkit.tasks.parts.built_in_templates import BUILT_IN
 from ftkit.tasks.parts.chat import Message
 from ftkit.tasks.parts.labels import shown
+from ftkit.tasks.parts.tokens import gives_offsets
 
 KEY = "task.chat_template"
 
@@ -30,9 +32,6 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _EITHER_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 TrainOn = Literal["answers", "last_answer", "all"]
-
-Span = tuple[int, int]
-"""Characters of a text: the first, and the one after the last."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ class ChatTemplate:
         added = processor.added_tokens_decoder
         special = {*processor.all_special_ids, *(token for token, entry in added.items() if entry.special)}
         self._ends = {*special - {processor.unk_token_id, processor.bos_token_id}, processor.eos_token_id}
-        self._exact = processor.backend_tokenizer.normalizer is None
+        self._exact = gives_offsets(processor) and processor.backend_tokenizer.normalizer is None
 
     # --- text ----------------------------------------------------------------------------------------------------
 
@@ -187,7 +186,7 @@ class ChatTemplate:
         """(token ids, 1 for each that is of an answer) of conversations. Raises RowError if an answer cannot be told from the rest,
         ModelError if nothing ends it."""
         encoded = self._tokenize([chat.text for chat in chats])
-        return [(ids, self._marks(chat, ids, offsets)) for chat, (ids, offsets) in zip(chats, encoded, strict=True)]
+        return [(ids, self._marks(chat, ids, places)) for chat, (ids, places) in zip(chats, encoded, strict=True)]
 
     def end_id(self) -> int:
         """The token that ends an answer. Raises RowError or ModelError as `write` and `supervise` do."""
@@ -195,33 +194,31 @@ class ChatTemplate:
         ids, marks = self.supervise([chat])[0]
         return ids[max(index for index, mark in enumerate(marks) if mark)]
 
-    def _tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], list[Span]]]:
-        encoded = self._processor(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=False, padding=False, verbose=False
-        )
+    def _tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], Places]]:
+        encoded = tokenize_located(texts, self._processor)
         begin = self._processor.bos_token_id
-        for ids in encoded["input_ids"]:
+        for ids, _ in encoded:
             if begin is not None and ids[:2] == [begin, begin]:
                 message = f"{self.name} begins the text with {self._processor.bos_token!r} twice"
                 raise ModelError(Problem(message=message, key=KEY, hint="Write it once, in a copy of the template"))
-        return list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        return encoded
 
-    def _marks(self, chat: Chat, ids: Sequence[int], offsets: Sequence[Span]) -> list[int]:
+    def _marks(self, chat: Chat, ids: Sequence[int], places: Places) -> list[int]:
         if chat.answers is None:
             return [1] * len(ids)
         marks = [0] * len(ids)
         for span in chat.answers:
-            first, last = self._tokens_of(chat.text, span, ids, offsets)
+            first, last = self._tokens_of(chat.text, span, ids, places)
             marks[first : last + 1] = [1] * (last + 1 - first)
         return marks
 
-    def _tokens_of(self, text: str, span: Span, ids: Sequence[int], offsets: Sequence[Span]) -> Span:
+    def _tokens_of(self, text: str, span: Span, ids: Sequence[int], places: Places) -> Span:
         """First and last token of an answer, the last being the one that ends it."""
         start, end = span
         shorter = start + len(text[start:end].rstrip())
-        first, last = _inside(offsets, start, shorter)
+        first, last = places.inside(start, shorter)
         if ids[last] not in self._ends:
-            last = _inside(offsets, start, end)[1] + 1
+            last = places.inside(start, end)[1] + 1
         if last >= len(ids) or ids[last] not in self._ends:
             hint = "Use one that ends answers with a special token of it; alpaca, none and zephyr take its eos_token"
             written = shown(text[start:end][-20:] + text[end : end + 20])
@@ -230,17 +227,16 @@ class ChatTemplate:
         if ids[last] in ids[first:last]:
             token = self._processor.convert_ids_to_tokens(ids[last])
             raise RowError("messages", f"an answer holds {token!r}, which ends it", "Take it out of the text")
-        begin, stop = offsets[first][0], offsets[last][1]
+        begin, joined = places.characters(first)
         if text[min(begin, start) : start].strip():
-            hint = "End the prompt of the template with a line break or a special token"
-            message = f"the tokenizer joins the end of the prompt with the answer: {shown(text[begin : offsets[first][1]])}"
-            raise RowError("messages", message, hint)
-        self._check_decoded(text[min(begin, start) : stop], ids[first : last + 1])
+            raise joined_with_prompt(text[begin:joined])
+        if self._exact:
+            self._check_decoded(text[min(begin, start) : places.characters(last)[1]], ids[first : last + 1])
         return first, last
 
     def _check_decoded(self, expected: str, ids: Sequence[int]) -> None:
         """Whether these tokens are the answer and its end; not where the tokenizer changes the text or does not know all of it."""
-        if not self._exact or self._processor.unk_token_id in ids[:-1]:
+        if self._processor.unk_token_id in ids[:-1]:
             return
         decoded = self._processor.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if "".join(decoded.split()) != "".join(expected.split()):
@@ -257,12 +253,3 @@ def _joined(spans: Sequence[Span]) -> list[Span]:
         else:
             found.append((start, end))
     return found
-
-
-def _inside(offsets: Sequence[Span], start: int, end: int) -> Span:
-    """First and last of the tokens that have characters between `start` and `end`."""
-    import numpy as np
-
-    begins, ends = np.asarray(offsets).T
-    found = np.flatnonzero((begins < end) & (ends > start) & (ends > begins))
-    return int(found[0]), int(found[-1])

@@ -8,6 +8,7 @@ from typing import Any
 
 from ftkit.tasks.base import Batch, Features, Row, RowError
 from ftkit.tasks.parts.labels import shown
+from ftkit.tasks.parts.tokens import tokens_of
 
 
 def check_text(row: Row, column: str) -> None:
@@ -26,20 +27,12 @@ def tokenize(texts: Sequence[str], pairs: Sequence[str] | None, processor: Any, 
     Cuts the ends of texts, of the longer of a pair first, and keeps every special token of the tokenizer's template. The cut is made
     here and not by the tokenizer, which returns every combination of the overflows of a pair: two long texts exhaust the memory.
     """
-    columns = [texts] if pairs is None else [texts, pairs]
-    encoded = processor(*map(list, columns), truncation=False, padding=False, verbose=False)
-    names = [name for name in ("input_ids", "token_type_ids") if name in processor.model_input_names and name in encoded]
     features = []
-    for index in range(len(texts)):
-        values: Features = {name: encoded[name][index] for name in names}
-        if truncated := len(values["input_ids"]) > max_length:
-            if processor.is_fast:
-                for cut in cuts(encoded.encodings[index].sequence_ids, max_length):
-                    values = {name: tokens[: cut.start] + tokens[cut.stop :] for name, tokens in values.items()}
-            else:
-                # Tokenizers written in Python do not tell special tokens from text, so these rows are encoded again.
-                shorter = processor(*(column[index] for column in columns), truncation=True, max_length=max_length)
-                values = {name: shorter[name] for name in names}
+    for item in tokens_of(processor, texts, pairs):
+        values: Features = dict(item.values)
+        if truncated := len(item.ids) > max_length:
+            for cut in cuts(item.texts(), max_length):
+                values = {name: tokens[: cut.start] + tokens[cut.stop :] for name, tokens in values.items()}
         features.append({**values, "length": len(values["input_ids"]), "truncated": truncated})
     return features
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ftkit.tasks.base import Prediction, Row, RowError
 from ftkit.tasks.parts.labels import shown
+from ftkit.tasks.parts.tokens import around, gives_offsets, plain_ids
 
 Span = tuple[int, int]
 """Start and end, end excluded."""
@@ -110,14 +111,52 @@ class Window:
 
 
 def tokenize_sentences(sentences: Sequence[Sentence], processor: Any, max_length: int, overlap: int) -> Iterator[list[Window]]:
-    """The windows of each sentence (see `windows_of`). processor: a fast tokenizer."""
-    encoded = processor([sentence.text for sentence in sentences], truncation=False, padding=False, verbose=False)
-    typed = "token_type_ids" in processor.model_input_names and "token_type_ids" in encoded
+    """The windows of each sentence (see `windows_of`).
+
+    Tokenizers that do not say which characters a piece is are given one word at a time, with the space before it if there is one.
+    """
     ids = (processor.unk_token_id, processor.mask_token_id, processor.eos_token_id, processor.pad_token_id)
     unknown = next((token for token in ids if token is not None), 0)
+    found = _located if gives_offsets(processor) else _word_by_word
+    for pieces in found(sentences, processor, unknown):
+        yield windows_of(pieces, max_length, overlap)
+
+
+def _located(sentences: Sequence[Sentence], processor: Any, unknown: int) -> Iterator[Pieces]:
+    encoded = processor([sentence.text for sentence in sentences], truncation=False, padding=False, verbose=False)
+    typed = "token_type_ids" in processor.model_input_names and "token_type_ids" in encoded
     for index, sentence in enumerate(sentences):
         types = encoded["token_type_ids"][index] if typed else None
-        yield windows_of(pieces_of(sentence, encoded.encodings[index], types, unknown), max_length, overlap)
+        yield pieces_of(sentence, encoded.encodings[index], types, unknown)
+
+
+def _word_by_word(sentences: Sequence[Sentence], processor: Any, unknown: int) -> Iterator[Pieces]:
+    before, after = around(processor)
+    words = {(sentence.text[start - 1 : start].isspace(), sentence.text[start:end]) for sentence in sentences for start, end in sentence.spans}
+    alone = sorted({word for _, word in words})
+    bare = dict(zip(alone, plain_ids(processor, alone), strict=True))
+    behind_space = sorted(word for spaced, word in words if spaced)
+    spaced = dict(zip(behind_space, plain_ids(processor, [f" {word}" for word in behind_space]), strict=True))
+    typed = "token_type_ids" in processor.model_input_names
+    for sentence in sentences:
+        units = []
+        for start, end in sentence.spans:
+            word = sentence.text[start:end]
+            ids = spaced[word] if sentence.text[start - 1 : start].isspace() else bare[word]
+            units.append(_unit(ids, bare[word], unknown))
+        body = [piece for unit in units for piece in unit.ids]
+        types = processor.create_token_type_ids_from_sequences(body) if typed else None
+        parts = None if types is None else (types[: len(before)], types[len(before)], types[len(before) + len(body) :])
+        yield Pieces(before, units, after, parts)
+
+
+def _unit(ids: list[int], bare: list[int], unknown: int) -> Unit:
+    """ids: pieces of a word, perhaps with a space before it. bare: those of the word alone."""
+    if not bare:
+        return Unit([unknown], 0, 0)
+    space = len(ids) - len(bare)
+    first = space if space > 0 and ids[space:] == bare else 0
+    return Unit(list(ids), first, len(ids) - 1)
 
 
 def pieces_of(sentence: Sentence, encoding: Any, types: Sequence[int] | None, unknown: int) -> Pieces:
