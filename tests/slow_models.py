@@ -87,7 +87,11 @@ def sw3_tokenizer(folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     texts = [text for pair in PAIRS for text in pair.values()]
     train_pieces(
-        [*texts, "user assistant Question: Answer: <|im_start|> <|im_end|>"], folder / "spiece.model", 120, pad_id=3, byte_fallback=False
+        [*texts, "user assistant Question: Answer: <|im_start|> <|im_end|>"],
+        folder / "spiece.model",
+        120,
+        pad_id=3,
+        byte_fallback=False,
     )
     return transformers.GPTSw3Tokenizer(str(folder / "spiece.model"), name_or_path="tiny")
 

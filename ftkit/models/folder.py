@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import ModelError, Problem
-from ftkit.paths import PACKAGE_PREFIX, home_expanded, resolve_package
 from ftkit.models.tokenizer_files import TOKENIZER_PARTS, missing_files
+from ftkit.paths import PACKAGE_PREFIX, home_expanded, resolve_package
 from ftkit.recipe.schema import ModelSpec
 
 WEIGHTS = "model.safetensors"

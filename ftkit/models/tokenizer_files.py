@@ -23,7 +23,9 @@ def missing_files(folder: Path) -> list[str] | None:
         return None
     arguments = inspect.signature(cls.__init__).parameters
     needed = [
-        name for key, name in cls.vocab_files_names.items() if key in arguments and arguments[key].default is inspect.Parameter.empty
+        name
+        for key, name in cls.vocab_files_names.items()
+        if key in arguments and arguments[key].default is inspect.Parameter.empty
     ]
     return [name for name in needed if not (folder / name).is_file()]
 

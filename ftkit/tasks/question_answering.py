@@ -234,7 +234,9 @@ class QuestionAnswering(Task):
             raise ValueError("max_length or stride is still `auto`: fill it from defaults()")
         if not gives_offsets(processor):
             message = f"{type(processor).__name__} does not say which characters its tokens are; {self.needs_offsets}"
-            raise ModelError(Problem(message=message, key="model.name", hint="Choose a model with a fast tokenizer (tokenizer.json)"))
+            raise ModelError(
+                Problem(message=message, key="model.name", hint="Choose a model with a fast tokenizer (tokenizer.json)")
+            )
         typed = "token_type_ids" in processor.model_input_names
         pending, number, features = iter(rows), 0, []
         while chunk := list(islice(pending, _ROWS_AT_A_TIME)):

@@ -34,9 +34,7 @@ def bertweet(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def modeling(**options: Any) -> language_modeling.LanguageModeling:
-    return language_modeling.LanguageModeling(
-        language_modeling.Options.model_validate({"max_length": 32, "stride": 32, **options})
-    )
+    return language_modeling.LanguageModeling(language_modeling.Options.model_validate({"max_length": 32, "stride": 32, **options}))
 
 
 def test_documents_in_rows_and_packed(sw3: Any) -> None:
@@ -78,6 +76,7 @@ MARKED = (
     "{% for turn in messages %}{% if turn.role == 'assistant' %}{% generation %}{{ turn.content }}{{ eos_token }}{% endgeneration %}"
     "{% else %}Question: {{ turn.content }}\nAnswer: {% endif %}{% endfor %}"
 )
+UNMARKED = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
 CHAT = [
     {"role": "user", "content": "the old house"},
     {"role": "assistant", "content": "alte Haus."},
@@ -97,7 +96,7 @@ def tuning(tmp_path: Path, template: str, **options: Any) -> instruction_tuning.
     return task
 
 
-@pytest.mark.parametrize("template", ["alpaca", "zephyr", "none", MARKED, MARKED.replace("generation", "if true", 1).replace("endgeneration", "endif")])
+@pytest.mark.parametrize("template", ["alpaca", "zephyr", "none", MARKED, UNMARKED])
 @pytest.mark.parametrize("tokenizer", ["sw3", "byt5"])
 def test_answers_and_their_ends_count_and_nothing_else(request: Any, tmp_path: Path, template: str, tokenizer: str) -> None:
     processor = byt5_tokenizer() if tokenizer == "byt5" else request.getfixturevalue("sw3")
@@ -113,7 +112,7 @@ def test_answers_and_their_ends_count_and_nothing_else(request: Any, tmp_path: P
 
 
 def test_an_answer_joined_with_its_prompt_is_refused(sw3: Any, tmp_path: Path) -> None:
-    template = MARKED.replace("Answer: ", "Answer:hou").replace("generation", "if true", 1).replace("endgeneration", "endif")
+    template = UNMARKED.replace("Answer: ", "Answer:hou")
     chat = [{"role": "user", "content": "dog"}, {"role": "assistant", "content": "se"}]
     ids = sw3("Answer:house", add_special_tokens=False)["input_ids"]
     begun = sw3("Answer:hou", add_special_tokens=False)["input_ids"]
@@ -170,7 +169,7 @@ def test_question_answering_says_why_not() -> None:
     options = question_answering.Options.model_validate({"max_length": 32, "stride": 8})
     task = question_answering.QuestionAnswering(options)
     row = {"id": "1", "question": "who?", "context": "me", "answers": {"text": ["me"], "answer_start": [0]}}
-    with pytest.raises(ModelError, match="ByT5Tokenizer does not say which characters its tokens are; .* finds answers by their"):
+    with pytest.raises(ModelError, match=r"ByT5Tokenizer does not say which characters its tokens are; .* finds answers"):
         task.encode([row], byt5_tokenizer())
 
 

@@ -78,7 +78,9 @@ class PlacesByBeginnings:
         if first is None:
             raise joined_with_prompt(self._text[max(0, start - 10) : start + 10])
         if last is None or last <= first:
-            message = f"the tokenizer joins the end of an answer with what follows: {shown(self._text[max(0, end - 10) : end + 10])}"
+            message = (
+                f"the tokenizer joins the end of an answer with what follows: {shown(self._text[max(0, end - 10) : end + 10])}"
+            )
             raise RowError("messages", message, "Use a chat template that ends answers with a special token")
         self._begins[first] = start
         return first, last - 1

@@ -102,7 +102,9 @@ def _frame(processor: Any, count: int, target: bool) -> list[list[int]]:
     for _ in range(count):
         start = next((place for place in range(len(rest)) if rest[place : place + len(body)] == body), None) if body else None
         if start is None:
-            message = f"{type(processor).__name__} does not show what it puts around a text: {_PROBE!r} is not found again in its tokens"
+            message = (
+                f"{type(processor).__name__} does not show what it puts around a text: {_PROBE!r} is not found again in its tokens"
+            )
             raise ModelError(Problem(message=message, key="model.name", hint="Choose a model with another tokenizer"))
         frame.append(rest[:start])
         rest = rest[start + len(body) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
@@ -132,22 +132,29 @@ def _located(sentences: Sequence[Sentence], processor: Any, unknown: int) -> Ite
 
 def _word_by_word(sentences: Sequence[Sentence], processor: Any, unknown: int) -> Iterator[Pieces]:
     before, after = around(processor)
-    words = {(sentence.text[start - 1 : start].isspace(), sentence.text[start:end]) for sentence in sentences for start, end in sentence.spans}
-    alone = sorted({word for _, word in words})
-    bare = dict(zip(alone, plain_ids(processor, alone), strict=True))
-    behind_space = sorted(word for spaced, word in words if spaced)
-    spaced = dict(zip(behind_space, plain_ids(processor, [f" {word}" for word in behind_space]), strict=True))
     typed = "token_type_ids" in processor.model_input_names
-    for sentence in sentences:
-        units = []
-        for start, end in sentence.spans:
-            word = sentence.text[start:end]
-            ids = spaced[word] if sentence.text[start - 1 : start].isspace() else bare[word]
-            units.append(_unit(ids, bare[word], unknown))
+    written = [
+        [(sentence.text[start - 1 : start].isspace(), word) for word, (start, _) in _with_spans(sentence)] for sentence in sentences
+    ]
+    ids = _ids_of({f" {word}" if spaced else word for words in written for spaced, word in words}, processor)
+    bare = _ids_of({word for words in written for _, word in words}, processor)
+    for words in written:
+        units = [_unit(ids[f" {word}" if spaced else word], bare[word], unknown) for spaced, word in words]
         body = [piece for unit in units for piece in unit.ids]
-        types = processor.create_token_type_ids_from_sequences(body) if typed else None
-        parts = None if types is None else (types[: len(before)], types[len(before)], types[len(before) + len(body) :])
+        parts = None
+        if typed:
+            types = processor.create_token_type_ids_from_sequences(body)
+            parts = (types[: len(before)], types[len(before)], types[len(before) + len(body) :])
         yield Pieces(before, units, after, parts)
+
+
+def _with_spans(sentence: Sentence) -> Iterator[tuple[str, Span]]:
+    return zip(sentence.words, sentence.spans, strict=True)
+
+
+def _ids_of(words: Collection[str], processor: Any) -> dict[str, list[int]]:
+    ordered = sorted(words)
+    return dict(zip(ordered, plain_ids(processor, ordered), strict=True))
 
 
 def _unit(ids: list[int], bare: list[int], unknown: int) -> Unit:
