@@ -10,6 +10,7 @@ import sentencepiece
 import torch
 import transformers
 
+from ftkit.models.processor import save_processor
 from ftkit.models.quiet import quiet_libraries
 
 quiet_libraries()
@@ -103,7 +104,7 @@ def bertweet_tokenizer(folder: Path) -> Any:
     pieces = [*letters, *(f"{letter}@@" for letter in letters), "the", "house"]
     (folder / "vocab.txt").write_text("".join(f"{piece} 1\n" for piece in pieces), encoding="utf-8")
     merges = ["t h 1", "th e</w> 1", "h o 1", "u s 1", "us e</w> 1", "ho use</w> 1"]
-    (folder / "bpe.codes").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", encoding="utf-8")
+    (folder / "bpe.codes").write_text("\n".join(merges) + "\n", encoding="utf-8")
     return transformers.BertweetTokenizer(str(folder / "vocab.txt"), str(folder / "bpe.codes"))
 
 
@@ -114,7 +115,7 @@ def _save(folder: Path, model: Any, tokenizer: Any) -> Path:
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.2, generator=generator)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_processor(tokenizer, folder)
     return folder
 
 

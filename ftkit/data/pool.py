@@ -23,6 +23,7 @@ from ftkit import errors
 from ftkit.data.messages import receive, send
 from ftkit.data.table import Table
 from ftkit.errors import FtkitError, InterruptedRunError, MemoryExhaustedError, Problem
+from ftkit.models.processor import save_processor
 from ftkit.recipe.schema import Auto
 from ftkit.registry import PLUGIN_FILES, TASKS
 from ftkit.tasks.base import Task
@@ -86,7 +87,7 @@ class Pool:
         folder = tempfile.TemporaryDirectory(prefix="ftkit-processor-")
         try:
             if processor is not None:
-                processor.save_pretrained(folder.name)
+                save_processor(processor, Path(folder.name))
                 names = {"module": type(processor).__module__, "class": type(processor).__name__}
                 job["processor"] = {**names, "folder": folder.name, "key": processor_key}
             return cls(job, count, folder)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ftkit.files import read_json, refuse_filled, sync, write_json
 from ftkit.methods.base import Method
+from ftkit.models.processor import save_processor
 from ftkit.models.trainable import to_uniform_dtype
 from ftkit.tuners.wrap import merge
 
@@ -30,7 +31,7 @@ def export_adapter(method: Method, model: Any, processor: Any, target: Path, *, 
         write_json(config, {**read_json(config), "base_model_name_or_path": base_name})
         # PEFT's own card is a form to fill in; the run folder has a real one.
         (folder / "README.md").unlink(missing_ok=True)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
 
     _write_folder(target, write)
 
@@ -45,7 +46,7 @@ def export_merged(model: Any, processor: Any, target: Path, *, dtype: torch.dtyp
 
     def write(folder: Path) -> None:
         merged.save_pretrained(folder, safe_serialization=True)
-        processor.save_pretrained(folder)
+        save_processor(processor, folder)
 
     _write_folder(target, write)
     return merged

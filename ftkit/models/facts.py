@@ -94,7 +94,7 @@ def read_facts(spec: ModelSpec, base: Path | None = None) -> ModelFacts:
         return _of_pair(spec, base)
     path = locate(spec.name, base)
     if path is None:
-        return _from_hub_cache(spec)
+        return _from_hub_cache(spec, base)
     if path.is_file():
         return _from_gguf(path)
     config = read_config(path)
@@ -143,7 +143,7 @@ def _joined(encoder: ModelFacts, decoder: ModelFacts, path: Path | None) -> Mode
     )
 
 
-def _from_hub_cache(spec: ModelSpec) -> ModelFacts:
+def _from_hub_cache(spec: ModelSpec, base: Path | None) -> ModelFacts:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -156,7 +156,7 @@ def _from_hub_cache(spec: ModelSpec) -> ModelFacts:
         return UNKNOWN
     config = read_config(Path(cached).parent)
     check_remote_code(config, Path(cached), spec)
-    return _with_tokenizer(facts_of_config(config, Path(cached).parent), spec, None)
+    return _with_tokenizer(facts_of_config(config, Path(cached).parent), spec, base)
 
 
 def _with_tokenizer(facts: ModelFacts, spec: ModelSpec, base: Path | None) -> ModelFacts:

@@ -170,6 +170,22 @@ def _content_of_python_tokenizer(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def save_processor(processor: Any, folder: Path) -> None:
+    """Writes the files of a tokenizer or image processor, from which it comes back as it is.
+
+    Vocabulary files of a tokenizer written in Python are copied where it still knows them: BERTweet's own way of writing them
+    (transformers 5.23) loses its merges.
+    """
+    from transformers.tokenization_python import PythonBackend
+
+    files = processor.vocab_files_names if isinstance(processor, PythonBackend) else {}
+    known = {name: Path(path) for key, name in files.items() if isinstance(path := getattr(processor, key, None), str)}
+    originals = {name: path.read_bytes() for name, path in known.items() if path.is_file()}
+    processor.save_pretrained(folder)
+    for name, content in originals.items():
+        (folder / name).write_bytes(content)
+
+
 def align_padding(model: Any, processor: Any) -> None:
     """Gives the model's config the padding id of its tokenizer.
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from seqeval.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from ftkit.data.feature_columns import from_features, to_values
-from ftkit.errors import DataError, ModelError
+from ftkit.errors import DataError
 from ftkit.models.facts import ModelFacts
 from ftkit.registry import TASKS
 from ftkit.tasks.base import Features, Prediction, Row, RowError
@@ -348,13 +348,9 @@ def test_more_rows_than_one_call_takes() -> None:
     assert all(item["input_ids"][1] == 7 + number % 40 for number, item in enumerate(features))
 
 
-def test_mistakes_of_the_caller_and_tokenizers_without_places() -> None:
-    from transformers import ByT5Tokenizer
-
+def test_mistakes_of_the_caller() -> None:
     with pytest.raises(ValueError, match="still `auto`"):
         make(ROWS, labeling="auto").encode(ROWS, tiny_tokenizer())
-    with pytest.raises(ModelError, match="ByT5Tokenizer does not say which piece belongs to which word"):
-        make(ROWS).encode(ROWS, ByT5Tokenizer())
 
 
 def test_batches_are_padded() -> None:
