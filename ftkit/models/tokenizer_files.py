@@ -40,7 +40,7 @@ def _slow_class(folder: Path) -> Any:
     except (OSError, ValueError, AttributeError):
         # Whoever loads it says what is wrong with it.
         return None
-    return _class_in_python(name) if isinstance(name, str) else None
+    return _class_in_python(name) if isinstance(name, str) and name.endswith("Tokenizer") else None
 
 
 def _class_in_python(name: str) -> Any:
@@ -50,6 +50,9 @@ def _class_in_python(name: str) -> Any:
     from ftkit.models.quiet import quiet_libraries
 
     quiet_libraries()
-    found = getattr(transformers, name, None)
-    # Where a package is missing that it needs, transformers has an empty class instead; loading it says so.
+    try:
+        found = getattr(transformers, name, None)
+    except (ImportError, RuntimeError):
+        found = None
+    # Where a package is missing that it needs, transformers has an empty class instead, or none; loading it says so.
     return found if isinstance(found, type) and issubclass(found, PythonBackend) else None

@@ -33,7 +33,8 @@ def recipe(tmp_path: Path) -> Run:
         **more: str,
     ) -> Path:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        data = more.pop("data", "{train: rows.jsonl, split: {validation: 0.2}}")
+        more.setdefault("export", "[]")
+        data = "{train: rows.jsonl, split: {validation: 0.2}}"
         values = {"model": str(model), "task": task, "data": data, "method": method, "train": json.dumps(train), **more}
         (tmp_path / "recipe.yaml").write_text("".join(f"{key}: {value}\n" for key, value in values.items()), encoding="utf-8")
         return tmp_path / "recipe.yaml"
@@ -49,16 +50,13 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text())["splits"]["validation"]["metrics"]
 
 
-@pytest.mark.parametrize("method", ["full", "{name: lora, rank: 4}"])
+MARIAN = "{name: seq2seq, goal: translation, prefix: '>>de<< ', generation: {max_new_tokens: 24}}"
+M2M = "{name: seq2seq, goal: translation, source_language: en, target_language: de, generation: {max_new_tokens: 24}}"
+LORA = "{name: lora, rank: 4}"
+
+
 @pytest.mark.parametrize(
-    ("save", "task"),
-    [
-        (save_marian, "{name: seq2seq, goal: translation, prefix: '>>de<< ', generation: {max_new_tokens: 24}}"),
-        (
-            save_m2m,
-            "{name: seq2seq, goal: translation, source_language: en, target_language: de, generation: {max_new_tokens: 24}}",
-        ),
-    ],
+    ("save", "task", "method"), [(save_marian, MARIAN, "full"), (save_marian, MARIAN, LORA), (save_m2m, M2M, "full")]
 )
 def test_translation(save: Callable[[Path], Path], task: str, method: str, recipe: Run, tmp_path: Path) -> None:
     train = {"max_steps": 60, "batch_size": 8, "learning_rate": 1e-2} if method == "full" else TRAIN
@@ -92,12 +90,11 @@ LABELED = [{"text": pair["source"], "label": "house" if "house" in pair["source"
     [
         (lambda folder: save_byt5(folder, "T5ForSequenceClassification"), "max_length: 24"),
         (save_bertweet, "max_length: 16, long_texts: head_tail"),
-        (save_bertweet, "max_length: 16, long_texts: windows"),
     ],
 )
 def test_classification(save: Callable[[Path], Path], options: str, recipe: Run, tmp_path: Path) -> None:
     task = f"{{name: text-classification, {options}}}"
-    folder = trained(recipe(save(tmp_path / "model"), task, LABELED, "{name: lora, rank: 4}", export="[merged]"))
+    folder = trained(recipe(save(tmp_path / "model"), task, LABELED, LORA, export="[merged]"))
     assert metrics(folder)["accuracy"] is not None
     answers = list(ftkit.load(folder).predict([{"text": row["text"][:14]} for row in LABELED[:3]]))
     exported = folder / "export" / "merged"
@@ -105,6 +102,12 @@ def test_classification(save: Callable[[Path], Path], options: str, recipe: Run,
     for row, answer in zip(LABELED, answers, strict=False):
         logits = model(**tokenizer(row["text"][:14], return_tensors="pt")).logits
         assert model.config.id2label[int(logits.argmax())] == answer["label"]
+
+
+def test_long_texts_in_windows(recipe: Run, tmp_path: Path) -> None:
+    task = "{name: text-classification, max_length: 16, long_texts: windows}"
+    folder = trained(recipe(save_bertweet(tmp_path / "model"), task, LABELED, export="[]"))
+    assert metrics(folder)["accuracy"] is not None
 
 
 def test_pairs_of_texts(recipe: Run, tmp_path: Path) -> None:
@@ -115,9 +118,7 @@ def test_pairs_of_texts(recipe: Run, tmp_path: Path) -> None:
 
 def test_language_model_in_rows_and_packed(recipe: Run, tmp_path: Path) -> None:
     rows = [{"text": f"{pair['source']} {pair['target']}"} for pair in PAIRS]
-    folder = trained(
-        recipe(save_sw3(tmp_path / "model"), "{name: language-modeling, max_length: 64}", rows, "{name: lora, rank: 4}")
-    )
+    folder = trained(recipe(save_sw3(tmp_path / "model"), "{name: language-modeling, max_length: 64}", rows, LORA))
     found = metrics(folder)
     assert found["bits_per_byte"] > 0
     (answer,) = ftkit.load(folder).predict([{"text": "the old"}])
@@ -127,7 +128,7 @@ def test_language_model_in_rows_and_packed(recipe: Run, tmp_path: Path) -> None:
 def test_instruction_tuning(recipe: Run, tmp_path: Path) -> None:
     rows = [{"instruction": pair["source"], "output": pair["target"]} for pair in PAIRS]
     task = "{name: instruction-tuning, chat_template: zephyr, max_length: 96, generation: {max_new_tokens: 8}}"
-    folder = trained(recipe(save_sw3(tmp_path / "model"), task, rows, "{name: lora, rank: 4}"))
+    folder = trained(recipe(save_sw3(tmp_path / "model"), task, rows, LORA))
     assert metrics(folder)["token_accuracy"] is not None
     (answer,) = ftkit.load(folder).predict([{"instruction": "the dog"}])
     assert isinstance(answer["text"], str)
