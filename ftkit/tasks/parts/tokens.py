@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -67,7 +68,7 @@ def _from_encodings(processor: Any, texts: Sequence[str], pairs: Sequence[str] |
     encoded = _call(processor, texts, target, **({} if pairs is None else {"text_pair": list(pairs)}))
     names = [name for name in ("input_ids", "token_type_ids") if name in processor.model_input_names and name in encoded]
     return [
-        Tokens({name: encoded[name][index] for name in names}, lambda encoding=encoding: encoding.sequence_ids)
+        Tokens({name: encoded[name][index] for name in names}, partial(getattr, encoding, "sequence_ids"))
         for index, encoding in enumerate(encoded.encodings)
     ]
 
@@ -83,7 +84,7 @@ def _from_parts(processor: Any, texts: Sequence[str], pairs: Sequence[str] | Non
         if typed:
             values["token_type_ids"] = processor.create_token_type_ids_from_sequences(*map(list, parts))
         sizes = [len(part) for part in parts]
-        found.append(Tokens(values, lambda sizes=sizes: _places(frame, sizes)))
+        found.append(Tokens(values, partial(_places, frame, sizes)))
     return found
 
 
