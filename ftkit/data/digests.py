@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from ftkit.data.canonical import canonical
 from ftkit.data.progress import UNWATCHED, Watcher
-from ftkit.data.table import Table, canonical
+from ftkit.data.table import Table
 
 
 def digest_chunks(
     table: Table, names: Sequence[str], files: Collection[str] = (), watch: Watcher = UNWATCHED
 ) -> Iterator[np.ndarray]:
-    """Digests of each row's values in some columns, uint64 (a few thousand rows, 2). files: columns that count by their files' content."""
+    """Digests of each row's values in some columns, uint64 (some rows, 2). files: columns that count by their files' content, whatever
+    the files are called."""
     done = 0
     for columns in table.project({name: name for name in names}).chunks():
         values = [[_content(value) for value in columns[name]] if name in files else columns[name] for name in names]

@@ -19,10 +19,11 @@ import pyarrow as pa
 from ftkit.data.arrays import numpy_of
 from ftkit.data.arrow_files import PAGES_AROUND, SegmentWriter, explained_cache_errors, map_batches, note_read, sync_folder
 from ftkit.data.aside import Aside
+from ftkit.data.canonical import canonical
 from ftkit.data.encoding import Progress, encoded_batches
 from ftkit.data.feature_columns import to_values
 from ftkit.data.spilling import Batches
-from ftkit.data.table import Table, canonical
+from ftkit.data.table import Table
 from ftkit.paths import cache_folder
 from ftkit.tasks.base import Features, Task
 

@@ -18,6 +18,9 @@ from ftkit.paths import home_expanded
 
 CONTENT = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
 
+ROWS_AT_A_TIME = 64
+"""Rows whose files are in memory before they are written where the table keeps them."""
+
 
 def load_contents(table: Table, name: str) -> Table:
     """The table with {"bytes", "path"} in place of paths in a column. Other values, and {"bytes", "path"} with bytes, stay.
@@ -30,7 +33,12 @@ def load_contents(table: Table, name: str) -> Table:
     problems = Problems()
     with TableBuilder(Origin(label=table.origin_label(0))) as builder:
         for batch, rows in table.stored():
-            builder.add_batch(_loaded(batch, name, rows, table, problems) if _holds_paths(batch, name) else batch)
+            if not _holds_paths(batch, name):
+                builder.add_batch(batch)
+                continue
+            for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                chosen = slice(start, start + ROWS_AT_A_TIME)
+                builder.add_batch(_loaded(batch.slice(start, ROWS_AT_A_TIME), name, rows[chosen], table, problems))
         problems.raise_if_any()
         return table.with_stored(builder.finish())
 

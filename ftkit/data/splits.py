@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from ftkit.data.building import table_from_rows
+from ftkit.data.canonical import canonical
 from ftkit.data.columns import DataColumns, apply_columns, check_mapping, check_rows, find_columns, wanted_columns
 from ftkit.data.digests import Codes, KnownDigests, codes_of, digest_chunks, row_digests
 from ftkit.data.fractions import TRAIN, divide
 from ftkit.data.problems import Problems
 from ftkit.data.progress import UNWATCHED, CountedRows, Watcher
 from ftkit.data.sources import read_source, read_sources
-from ftkit.data.table import Table, canonical
+from ftkit.data.table import Table
 from ftkit.errors import DataError, Problem
 from ftkit.recipe.schema import DataSpec, SourceSpec, SplitSpec
 from ftkit.tasks.base import Task
@@ -130,6 +131,11 @@ def input_columns(table: Table, task: Task) -> list[str]:
     return names or table.column_names
 
 
+def file_columns(task: Task) -> frozenset[str]:
+    """The columns that hold files: two rows with the same content are equal, whatever the files are called."""
+    return frozenset(name for name, column in task.columns().items() if column.file)
+
+
 def _refuse_two_origins(spec: DataSpec) -> None:
     for name in ("validation", "test"):
         share = getattr(spec.split, name) if spec.split else 0
@@ -189,7 +195,7 @@ def _hold_back(splits: Splits, spec: SplitSpec, loaded: _Loaded, task: Task, wat
     if not shares:
         return
     watch.part("dividing rows")
-    inputs = row_digests(loaded.table, input_columns(loaded.table, task), watch=watch)
+    inputs = row_digests(loaded.table, input_columns(loaded.table, task), file_columns(task), watch)
     parts = divide(inputs, shares, seed=spec.seed, strata=loaded.strata, groups=loaded.groups)
     for name, rows in parts.items():
         if not len(rows):
@@ -219,11 +225,12 @@ def _handle_leaks(splits: Splits, names: list[str], mode: str, task: Task, watch
     if mode == "off" or not held_out:
         return
     watch.part("comparing splits")
-    known = {name: KnownDigests(row_digests(table, input_columns(table, task), watch=watch)) for name, table in held_out.items()}
+    files = file_columns(task)
+    known = {name: KnownDigests(row_digests(table, input_columns(table, task), files, watch)) for name, table in held_out.items()}
     first = {name: np.full(len(digests), -1, dtype=np.int64) for name, digests in known.items()}
     leaked = np.zeros(len(splits.train), dtype=bool)
     start = 0
-    for chunk in digest_chunks(splits.train, input_columns(splits.train, task), watch=watch):
+    for chunk in digest_chunks(splits.train, input_columns(splits.train, task), files, watch):
         for name, digests in known.items():
             numbers = digests.find(chunk)
             rows = np.flatnonzero(numbers >= 0)

@@ -14,6 +14,7 @@ import pyarrow.compute
 
 from ftkit.data.arrays import int64_array, numpy_of
 from ftkit.data.arrow_files import PAGES_AROUND, note_read
+from ftkit.data.canonical import canonical, without_bytes
 from ftkit.data.kinds import NOTHING, TEXT, is_json, kind_of_field, merged_kind, widen_whole_numbers
 from ftkit.errors import DataError, Problem
 
@@ -25,6 +26,9 @@ POSITION = "\0position"
 
 STEP = 4096
 """Rows decoded at a time. The fingerprint depends on it."""
+
+STEP_WITH_BYTES = 32
+"""The same where columns hold bytes: photographs take some megabytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +89,13 @@ class Table:
         return _as_rows(self._columns_at(self._checked(indices)))
 
     def chunks(self) -> Iterator[dict[str, list[Any]]]:
-        """All rows in order, as {column: values}, a few thousand rows at a time."""
-        for start in range(0, len(self), STEP):
-            yield self._columns_at(np.arange(start, min(start + STEP, len(self))))
+        """All rows in order, as {column: values}, a few thousand rows at a time, few where they hold files."""
+        step = self._step()
+        for start in range(0, len(self), step):
+            yield self._columns_at(np.arange(start, min(start + step, len(self))))
 
     def row_chunks(self) -> Iterator[list[dict[str, Any]]]:
-        """All rows in order, a few thousand at a time."""
+        """All rows in order, as many at a time as `chunks` gives."""
         for columns in self.chunks():
             yield _as_rows(columns)
 
@@ -172,12 +177,27 @@ class Table:
         """
         if self._fingerprint is None:
             digest = hashlib.sha256(canonical(self.column_names))
-            for number, columns in enumerate(self.chunks(), start=1):
-                digest.update(canonical([columns[name] for name in self.column_names]))
+            for start in range(0, len(self), STEP):
+                stop = min(start + STEP, len(self))
+                digest.update(canonical(self._to_hash(start, stop)))
                 if watch is not None:
-                    watch.progress(min(number * STEP, len(self)), len(self))
+                    watch.progress(stop, len(self))
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+    def _to_hash(self, start: int, stop: int) -> list[list[Any]]:
+        """The columns of some rows, with digests in place of bytes, of which `canonical` makes the same."""
+        step, found = self._step(), dict[str, list[Any]]({name: [] for name in self.column_names})
+        for at in range(start, stop, step):
+            for name, values in self._columns_at(np.arange(at, min(at + step, stop))).items():
+                found[name] += values if step == STEP else map(without_bytes, values)
+        return list(found.values())
+
+    def _step(self) -> int:
+        """Rows to decode at a time."""
+        needed = {part for name in self.column_names for part in _parts(name, self._combined.get(name))}
+        fields = (field for batch in self._batches[:1] for field in batch.schema if field.name in needed)
+        return STEP_WITH_BYTES if any(_holds_bytes(field.type) for field in fields) else STEP
 
     def packed(self, start: int, stop: int) -> tuple[dict[str, Any], list[pa.RecordBatch]]:
         """The rows from `start` to `stop` for another process: what `unpacked` takes there, as JSON and record batches."""
@@ -302,16 +322,10 @@ def _parts(name: str, count: int | None) -> list[str]:
     return [name] if count is None else [f"{name}\0{index}" for index in range(count)]
 
 
-def canonical(value: Any) -> bytes:
-    """The value as JSON with sorted keys, for hashing. Equal values give equal bytes."""
-    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
-
-
-def _plain(value: Any) -> Any:
-    return {"sha256": hashlib.sha256(value).hexdigest()} if isinstance(value, bytes) else repr(value)
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True, default=_plain)
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(_holds_bytes(kind.field(index).type) for index in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def _starts(counts: Sequence[int]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ftkit.data.splits import IDENTIFIERS
+from ftkit.data.splits import IDENTIFIERS, file_columns
 from ftkit.data.table import Table
 from ftkit.tasks.base import Task
 
@@ -38,7 +38,7 @@ def roles_of(task: Task, table: Table) -> Roles:
     present = [name for name in table.column_names if name not in IDENTIFIERS]
     targets = tuple(name for name in present if declared[name].target)
     inputs = tuple(name for name in present if name not in targets) or tuple(present)
-    files = frozenset(name for name in present if declared[name].file)
+    files = file_columns(task) & set(present)
     labels = {task.stratify_column(), *LABEL_NAMES, *(targets if has_closed_answers(task) else ())}
     text_targets = tuple(name for name in targets if name not in files and name not in labels)
     return Roles(inputs=inputs, targets=targets, files=files, text_targets=text_targets, label=_label_column(task, targets))

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit.data.canonical import canonical
 from ftkit.data.digests import EqualRows, KnownDigests, as_bytes, codes_of, from_bytes, index_type, row_digests
 from ftkit.data.splits import table_from_rows
-from ftkit.data.table import canonical
 
 # Few values in each half, so that digests often share one half and not the other.
 DIGESTS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40).map(

@@ -5,16 +5,21 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from ftkit.data import table as table_module
 from ftkit.data.splits import Splits, load_rows, load_splits, table_from_rows
 from ftkit.data.table import Table
 from ftkit.errors import DataError
 from ftkit.recipe.schema import DataSpec, SourceSpec
+from ftkit.tasks.base import Column, Row
 
 from .toy_task import ToyTask
 
@@ -286,3 +291,74 @@ print(sorted({"torch", "transformers", "datasets", "pandas", "sklearn", "pyarrow
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": str(root)}, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class PictureTask(ToyTask):
+    """As the toy task, with pictures in place of texts."""
+
+    def columns(self) -> Mapping[str, Column]:
+        return {"image": Column(summary="A picture.", file=True), "label": Column(summary="The class.", target=True)}
+
+    def check_row(self, row: Row) -> None:
+        pass
+
+
+def pictures(count: int, *, copies: int) -> list[dict[str, Any]]:
+    """So many pictures, each in as many files of different names."""
+    rows = []
+    for number in range(count):
+        for copy in range(copies):
+            Path(f"{number}-{copy}.png").write_bytes(b"picture %d" % number)
+            rows.append({"image": f"{number}-{copy}.png", "label": "ab"[number % 2]})
+    return rows
+
+
+def contents(table: Table | None) -> set[bytes]:
+    return set() if table is None else {row["image"]["bytes"] for row in table}
+
+
+@pytest.mark.parametrize("stored", ["paths", "parquet"])
+def test_one_picture_under_two_names_is_in_one_split(stored: str) -> None:
+    rows = pictures(30, copies=2)
+    if stored == "parquet":
+        values = [{"bytes": Path(row["image"]).read_bytes(), "path": row["image"]} for row in rows]
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        pq.write_table(pa.table({"image": pa.array(values, kind), "label": [row["label"] for row in rows]}), "rows.parquet")
+    source = "rows.parquet" if stored == "parquet" else write("rows.jsonl", rows)
+    splits = load(PictureTask(), train=source, split={"validation": 0.2, "test": 0.2})
+    found = {name: contents(table) for name, table in splits.items()}
+    assert {name: len(table) for name, table in splits.items()} == {"train": 36, "validation": 12, "test": 12}
+    assert sum(map(len, found.values())) == 30 == len(set.union(*found.values()))
+
+
+def test_a_held_out_picture_that_is_a_training_picture_under_another_name() -> None:
+    rows = pictures(6, copies=2)
+    train, test = write("train.jsonl", rows[::2]), write("test.jsonl", rows[1:4:2])
+    assert load(PictureTask(), train=train, test=test).notes == [
+        "2 of 2 test rows are also training rows (e.g. test.jsonl, line 1 = train.jsonl, line 1)"
+    ]
+    assert contents(load(PictureTask(), train=train, test=test, leaks="drop").train) == {b"picture %d" % n for n in range(2, 6)}
+    other = write("other.jsonl", [{"image": "0-0.png", "label": "a"}])
+    Path("0-0.png").write_bytes(b"another picture under the same name")
+    assert load(PictureTask(), train=write("train.jsonl", rows[1::2]), test=other).notes == []
+
+
+def test_few_pictures_are_in_memory_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 0
+    decode = table_module._decoded
+
+    def watched(batch: Any, chosen: np.ndarray, names: Any) -> Any:
+        nonlocal most
+        if "image" in names:
+            most = max(most, len(chosen))
+        return decode(batch, chosen, names)
+
+    whole = load(PictureTask(), train=write("rows.jsonl", pictures(40, copies=3))).train.fingerprint()
+    monkeypatch.setattr(table_module, "_decoded", watched)
+    splits = load(PictureTask(), train="rows.jsonl", split={"validation": 0.1})
+    assert splits.train.fingerprint() != whole
+    assert 0 < most <= table_module.STEP_WITH_BYTES
+    monkeypatch.setattr(table_module, "STEP_WITH_BYTES", 7)
+    assert load(PictureTask(), train="rows.jsonl").train.fingerprint() == whole
+    monkeypatch.setattr(table_module, "STEP_WITH_BYTES", table_module.STEP)
+    assert load(PictureTask(), train="rows.jsonl").train.fingerprint() == whole, "as it was before rows were read in small steps"
