@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 
 import ftkit
 from ftkit.errors import InterruptedRunError, RecipeError, RunFolderError
+from ftkit.recipe.phase_plans import whole_sources, whole_values, whole_yaml
+from ftkit.recipe.plan import recipe_values
+from ftkit.run.planning import make_plan_here
 from tests.run.test_train import StopAt
 from tests.tiny import save_tiny
 
@@ -141,20 +144,34 @@ def test_random_weights_may_be_trained_by_full_first_and_by_lora_then(
 
 
 def test_the_printed_recipe_is_complete_and_trains_the_same(phases_file: RecipeFile, tmp_path: Path) -> None:
-    path = phases_file()
-    report = ftkit.plan(ftkit.load_recipe(path))
-    printed = tmp_path / "printed.yaml"
+    given = ftkit.load_recipe(phases_file(expect='{accuracy: ">= 0"}', seed="3", export="[adapter]"))
+    report = ftkit.plan(given)
+    printed = tmp_path / "recipe.yaml"
     printed.write_text(report["yaml"])
     again = ftkit.load_recipe(printed)
     assert [phase.method.name for phase in (*again.earlier, again)] == ["linear-probe", "lora"]
-    assert (again.earlier[0].train.epochs, again.train.epochs) == (2.0, 1.0)
     assert ftkit.plan(again)["recipe"] == report["recipe"]
-    assert "  # " in report["yaml"]
-    ftkit.train(ftkit.load_recipe(path), output=tmp_path / "run")
-    ftkit.train(again, output=tmp_path / "again")
-    for suffix in ("", ".phase-1"):
-        first, second = (tmp_path / f"{name}{suffix}" / "metrics.jsonl" for name in ("run", "again"))
-        assert first.read_bytes() == second.read_bytes()
+    first, second = make_plan_here(given), make_plan_here(again)
+    assert [recipe_values(plan.recipe) for plan in (*first.earlier, first)] == [
+        recipe_values(plan.recipe) for plan in (*second.earlier, second)
+    ]
+    assert "learning_rate: 0.01\n" in report["yaml"]
+    assert "# " in next(line for line in report["yaml"].splitlines() if "targets:" in line)
+
+
+def test_what_phases_decide_differently_stays_open(phases_file: RecipeFile, tmp_path: Path) -> None:
+    """p-tuning takes positions of the model, and with them of the texts."""
+    recipe = ftkit.load_recipe(
+        phases_file("[{method: linear-probe}, {method: {name: prompt-tuning, length: 20}}]", export="[adapter]")
+    )
+    plan = make_plan_here(recipe)
+    lengths = [part.recipe.task.options.max_length for part in (*plan.earlier, plan)]
+    assert lengths == [64, 44]
+    assert whole_values(plan)["task"]["max_length"] == "auto"
+    assert "task.max_length" not in whole_sources(plan)
+    (tmp_path / "again.yaml").write_text(whole_yaml(plan))
+    again = make_plan_here(ftkit.load_recipe(tmp_path / "again.yaml"))
+    assert [part.recipe.task.options.max_length for part in (*again.earlier, again)] == lengths
 
 
 def test_a_plan_shows_what_each_phase_needs(phases_file: RecipeFile) -> None:
