@@ -12,6 +12,9 @@ from typing import Any
 
 from ftkit.errors import Problem, RunFolderError
 
+DEEPEST_JSON = 100
+"""Levels. No file of ftkit, of a model or of an adapter comes near; what walks through values may use the stack."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with a temporary path beside `path`, makes the result durable and moves it into place."""
@@ -58,8 +61,27 @@ def to_json(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises OSError or json.JSONDecodeError."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON value in a file. Raises OSError, or ValueError if it is no JSON or nested more than `DEEPEST_JSON` levels."""
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The value that a JSON text stands for. Raises ValueError if it is no JSON or nested more than `DEEPEST_JSON` levels."""
+    too_deep = f"it is nested more than {DEEPEST_JSON} levels deep"
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(too_deep) from None
+    level = [value] if _holds(value) else []
+    for _ in range(DEEPEST_JSON + 1):
+        if not level:
+            return value
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item) if _holds(inner)]
+    raise ValueError(too_deep)
+
+
+def _holds(value: Any) -> bool:
+    return isinstance(value, (dict, list))
 
 
 def sync(path: Path) -> None:

@@ -43,13 +43,23 @@ def print_plan(report: Mapping[str, Any]) -> None:
     say()
     _print_splits(report["splits"])
     _print_labels(report["splits"])
-    _print_parameters(report["parameters"])
+    for number, phase in enumerate(report.get("phases") or (), 1):
+        say(f"Phase {number}: {one_line(phase['method'])}\n")
+        _print_sizes(phase)
+    if "phases" in report:
+        say("All phases: sums of steps and disk, memory of the largest\n")
+    _print_sizes(report)
+    for note in report["notes"]:
+        say(f"note: {one_line(note)}")
+
+
+def _print_sizes(report: Mapping[str, Any]) -> None:
+    if "parameters" in report:
+        _print_parameters(report["parameters"])
     steps = report["steps"]
     print_facts({name.replace("_", " "): f"{steps[name]:,}" for name in steps}, title="Optimizer steps")
     for part, title in (("memory", "Memory"), ("disk", "Disk")):
         print_facts({name.replace("_", " "): shown_mib(amount) for name, amount in report[part].items()}, title=title)
-    for note in report["notes"]:
-        say(f"note: {one_line(note)}")
 
 
 def _print_splits(splits: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from ftkit.data.encoding import Progress, encoded_batches
 from ftkit.data.feature_columns import to_values
 from ftkit.data.spilling import Batches
 from ftkit.data.table import Table
+from ftkit.files import read_json
 from ftkit.paths import cache_folder
 from ftkit.tasks.base import Features, Task
 
@@ -216,7 +217,7 @@ def _replace(folder: Path, aside: Path) -> None:
 def _read(folder: Path) -> list[pa.RecordBatch] | None:
     """The batches of an entry, None if it is absent or damaged."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST)["files"]
         for name, facts in files.items():
             path = folder / Path(name).name
             if path.stat().st_size != facts["bytes"] or _sha256(path) != facts["sha256"]:

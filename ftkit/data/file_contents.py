@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ftkit.data.building import TableBuilder
 from ftkit.data.kinds import TEXT, kind_of_field
+from ftkit.data.plain_files import read_plain
 from ftkit.data.problems import Problems
 from ftkit.data.table import Origin, Table
 from ftkit.errors import Problem
@@ -73,7 +74,7 @@ def _content(value: Any, row: int, name: str, table: Table, problems: Problems) 
     reason = ""
     for root in roots:
         try:
-            return {"bytes": (root / home_expanded(path)).read_bytes(), "path": path}
+            return {"bytes": read_plain(root / home_expanded(path)), "path": path}
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RuntimeError) as error:

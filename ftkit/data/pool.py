@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 
 from ftkit import errors
+from ftkit.children import command
 from ftkit.data.messages import receive, send
 from ftkit.data.table import Table
 from ftkit.errors import FtkitError, InterruptedRunError, MemoryExhaustedError, Problem
@@ -170,7 +171,7 @@ class _Member:
     def __init__(self, job: dict[str, Any]) -> None:
         self._messages = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "ftkit.data.worker"],
+            command("ftkit.data.worker"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._messages,

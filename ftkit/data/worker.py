@@ -1,4 +1,4 @@
-"""An encoding process: `python -m ftkit.data.worker`, started by `ftkit.data.pool`, which it talks to over its pipes.
+"""An encoding process, started by `ftkit.data.pool`, which it talks to over its pipes.
 
 It is a fresh process and no fork: a fork of a process with threads (those of the tokenizer, of torch) can hang for ever.
 """
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,8 +28,8 @@ from ftkit.registry import TASKS, load_plugin
 from ftkit.tasks.base import Task
 
 
-def main() -> None:
-    """Answers until nobody asks any more."""
+def main(arguments: Sequence[str] = ()) -> None:
+    """Answers until nobody asks any more. arguments: none."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a library prints must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
@@ -87,7 +88,3 @@ def _answer(task: Task, processor: Any, table: Table, start: int, *, training: b
         return {"error": type(error).__name__, "problems": [problem.to_json() for problem in error.problems]}, []
     except Exception as error:
         return {"error": type(error).__name__, "text": str(error), "traceback": traceback.format_exc()}, []
-
-
-if __name__ == "__main__":
-    main()

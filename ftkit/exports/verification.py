@@ -1,6 +1,6 @@
 """Proves an export: a new process loads it from disk as a user would and must compute the same logits.
 
-The new process is `python -m ftkit.exports.verification REQUEST.json`; its answer lies beside the request.
+The new process runs `main` with the path of a request; its answer lies beside that.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ftkit.children import command
 from ftkit.errors import ExportError
 from ftkit.files import read_json, write_json
 from ftkit.recipe.schema import ModelSpec
@@ -71,12 +71,18 @@ def verify(requests: Sequence[Request], inputs: dict[str, Any], expected: dict[s
         save_file({key: value.cpu().float().contiguous() for key, value in expected.items()}, folder / "expected.safetensors")
         question = {"requests": [asdict(request) for request in requests], "plugins": [str(path) for path in plugins]}
         write_json(folder / "request.json", question)
-        command = [sys.executable, "-m", "ftkit.exports.verification", str(folder / "request.json")]
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment(), stdin=subprocess.DEVNULL, check=False)
+        started = command("ftkit.exports.verification", [str(folder / "request.json")])
+        done = subprocess.run(started, capture_output=True, text=True, env=_environment(), stdin=subprocess.DEVNULL, check=False)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ExportError(f"the export does not load in a new process: {last}")
+            raise ExportError(f"the export does not load in a new process: {last}", hint=_hint(last))
         return read_json(folder / "answer.json")["differences"]
+
+
+def _hint(last: str) -> str:
+    if not last.startswith("ModuleNotFoundError"):
+        return ""
+    return "New processes import nothing from the working folder: name the folder of what a plug-in imports in PYTHONPATH"
 
 
 def _environment() -> dict[str, str]:
@@ -122,20 +128,18 @@ def _load(request: Request) -> Any:
     return PeftModel.from_pretrained(base, request.path)
 
 
-def _answer(question: Path) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Answers the request whose path is the only argument."""
     from safetensors.torch import load_file
 
     from ftkit.models.quiet import quiet_libraries
     from ftkit.registry import load_plugin
 
     quiet_libraries()
+    question = Path(arguments[0])
     asked = read_json(question)
     for path in asked["plugins"]:
         load_plugin(Path(path))
     inputs, expected = (load_file(question.parent / f"{name}.safetensors") for name in ("inputs", "expected"))
     found = differences([Request(**request) for request in asked["requests"]], inputs, expected)
     (question.parent / "answer.json").write_text(json.dumps({"differences": found}), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    _answer(Path(sys.argv[1]))

@@ -10,7 +10,6 @@ Source: Pfeiffer et al. 2021, https://arxiv.org/abs/2005.00247, section 3.2; lam
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -32,6 +31,14 @@ FUSABLE = {"ADAPTER": "adapter", "COMPACTER": "compacter"}
 CONFIG_FILE = "adapter_config.json"
 IN_RUN = PurePath("export", "adapter")
 MEMBERS = ".members."
+FIELDS: dict[tuple[str, ...], tuple[type | tuple[type, ...], str]] = {
+    ("peft_type", "placement", "activation", "layer_norm"): (str, "a name"),
+    ("bottleneck", "kronecker_terms", "rank"): (int, "a whole number"),
+    ("reduction_factor",): ((int, float), "a number"),
+    ("scaling",): ((int, float, str), "a number or `learned`"),
+    ("target_modules", "output_modules", "around_modules", "carry_modules"): ((list, str), "names of modules"),
+}
+"""Fields of a member's config that a fusion reads, and what they hold. Each may be missing or null."""
 
 
 def _at_least_two(paths: list[str]) -> list[str]:
@@ -129,7 +136,7 @@ class AdapterFusion(AdapterMethod):
             raise ModelError([Problem(message=text, key="method.adapters") for text in problems])
         register_tuners()
         found = [_config_of(text) for text in self.options.adapters]
-        return [read_member(folder, fields) for folder, fields in found if folder is not None and fields is not None]
+        return [read_member(folder, fields) for folder, fields in found if folder is not None and not isinstance(fields, str)]
 
 
 def _is_member(name: str) -> bool:
@@ -143,8 +150,10 @@ def _problems(paths: Sequence[str]) -> Iterator[str]:
         folder, fields = _config_of(text)
         if folder is None:
             yield f"{text} is neither an exported adapter nor a run that exported one; `ftkit export {text} --format adapter` makes one"
-        elif fields is None:
-            yield f"{folder / CONFIG_FILE} cannot be read"
+        elif isinstance(fields, str):
+            yield f"{folder / CONFIG_FILE} {fields}; export that adapter again"
+        elif wrong := _wrong_fields(fields):
+            yield f"{folder / CONFIG_FILE}: {wrong}; export that adapter again"
         elif fields.get("peft_type") not in FUSABLE:
             yield f"{text} holds an adapter of the kind {fields.get('peft_type')}; only those of {' and '.join(FUSABLE.values())} fuse"
         elif fields.get("norm_modules"):
@@ -152,6 +161,18 @@ def _problems(paths: Sequence[str]) -> Iterator[str]:
         else:
             first = first or fields
             yield from _conflicts(text, fields, first)
+
+
+def _wrong_fields(fields: Mapping[str, Any]) -> str:
+    """What is no value for a field of an adapter's config, '' if nothing."""
+    from ftkit.models.folder import shown
+
+    for names, (types, expected) in FIELDS.items():
+        for name in names:
+            value = fields.get(name)
+            if value is not None and (not isinstance(value, types) or isinstance(value, bool)):
+                return f"`{name}` is {shown(value)}, expected {expected}"
+    return "" if "peft_type" in fields else "it has no `peft_type`"
 
 
 def _conflicts(text: str, fields: Mapping[str, Any], first: Mapping[str, Any]) -> Iterator[str]:
@@ -162,13 +183,15 @@ def _conflicts(text: str, fields: Mapping[str, Any], first: Mapping[str, Any]) -
         yield f"{text} was trained on {bases[0]}, the first adapter on {bases[1]}"
 
 
-def _config_of(text: str) -> tuple[Path | None, dict[str, Any] | None]:
-    """The adapter folder that an option names and what its config says; None for what is not there or cannot be read."""
+def _config_of(text: str) -> tuple[Path | None, dict[str, Any] | str]:
+    """The adapter folder that an option names, None if there is none, and what its config says, or in words why it cannot be read."""
+    from ftkit.errors import ModelError
+    from ftkit.models.folder import read_json
+
     for folder in (home_expanded(text), home_expanded(text) / IN_RUN):
         if (folder / CONFIG_FILE).is_file():
             try:
-                fields = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                return folder, None
-            return folder, fields if isinstance(fields, dict) else None
-    return None, None
+                return folder, read_json(folder / CONFIG_FILE)
+            except ModelError as error:
+                return folder, error.problems[0].message
+    return None, ""

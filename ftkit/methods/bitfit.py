@@ -8,7 +8,6 @@ Source: Ben Zaken, Goldberg & Ravfogel 2022, https://arxiv.org/abs/2106.10199
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,6 +114,7 @@ class BitFit(AdapterMethod):
 
 def _config(facts: ModelFacts) -> dict[str, Any]:
     """The model's config.json; empty where it is not at hand."""
+    from ftkit.models.folder import read_json
+
     path = facts.path / "config.json" if facts.path else None
-    config = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
-    return config if isinstance(config, dict) else {}
+    return read_json(path) if path and path.is_file() else {}

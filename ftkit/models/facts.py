@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import ModelError, Problem
-from ftkit.models.folder import check_folder, check_remote_code, locate, model_files, read_config
+from ftkit.models.folder import check_folder, check_remote_code, locate, model_files, read_config, shown
 from ftkit.models.gguf_header import read_gguf_header
 from ftkit.models.tokenizer_files import written_in_python
 from ftkit.recipe.schema import ModelSpec
@@ -77,6 +77,7 @@ _OFFSET_POSITIONS = frozenset(
 )
 _UNLIMITED = frozenset({"t5", "mt5", "umt5", "longt5", "xlnet", "bloom", "mpt", "mamba", "mamba2", "rwkv"})
 
+_WRITE_AGAIN = "Write it again with transformers: AutoConfig.from_pretrained(folder).save_pretrained(folder)"
 _HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "dim", "model_dim")
 _BLOCK_KEYS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_encoder_position_embeddings", "max_seq_len", "seq_length")
@@ -173,6 +174,10 @@ def facts_of_config(config: Mapping[str, Any], path: Path | None) -> ModelFacts:
     if not isinstance(model_type, str):
         hint = "transformers writes it; copy config.json from the model's origin"
         raise ModelError(Problem(message="config.json names no `model_type`", place=str(path or ""), key="model.name", hint=hint))
+    architectures = config.get("architectures")
+    if architectures is not None and not isinstance(architectures, list):
+        message = f"config.json: `architectures` is {shown(architectures)}, expected a list of class names"
+        raise ModelError(Problem(message=message, place=str(path or ""), key="model.name", hint=_WRITE_AGAIN))
     if model_type == "encoder-decoder" and all(isinstance(config.get(part), dict) for part in ("encoder", "decoder")):
         return _joined(facts_of_config(config["encoder"], path), facts_of_config(config["decoder"], path), path)
     text = {**config, **config["text_config"]} if isinstance(config.get("text_config"), dict) else config
@@ -207,13 +212,14 @@ def _kind(config: Mapping[str, Any], model_type: str) -> str:
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+    numbers = (config[key] for key in keys if isinstance(config.get(key), int) and not isinstance(config[key], bool))
+    return next((number for number in numbers if number >= 0), None)
 
 
-def _missing(path: Path | None, keys: tuple[str, ...]) -> ModelError:
-    message = f"config.json states none of {', '.join(keys)}"
-    hint = "Write it again with transformers: AutoConfig.from_pretrained(folder).save_pretrained(folder)"
-    return ModelError(Problem(message=message, place=str(path or ""), key="model.name", hint=hint))
+def _missing(config: Mapping[str, Any], path: Path | None, keys: tuple[str, ...]) -> ModelError:
+    stated = ", ".join(f"{key}: {shown(config[key])}" for key in keys if config.get(key) is not None)
+    message = f"config.json states none of {', '.join(keys)} as a whole number{f'; it says {stated}' if stated else ''}"
+    return ModelError(Problem(message=message, place=str(path or ""), key="model.name", hint=_WRITE_AGAIN))
 
 
 def _hidden_size(config: Mapping[str, Any], path: Path | None) -> int:
@@ -222,13 +228,15 @@ def _hidden_size(config: Mapping[str, Any], path: Path | None) -> int:
         # Hierarchical vision models (Swin) double the width from stage to stage.
         size = width * 2 ** (len(config["depths"]) - 1)
     if size is None:
-        raise _missing(path, _HIDDEN_KEYS)
+        raise _missing(config, path, _HIDDEN_KEYS)
     return size
 
 
 def _block_count(config: Mapping[str, Any], kind: str, path: Path | None) -> int:
-    if isinstance(config.get("depths"), list):
-        return sum(config["depths"])
+    if isinstance(depths := config.get("depths"), list):
+        if not all(isinstance(depth, int) for depth in depths):
+            raise _missing(config, path, ("depths",))
+        return sum(depths)
     if kind == "encoder-decoder":
         encoder = _first(config, ("encoder_layers", *_BLOCK_KEYS))
         decoder = _first(config, ("decoder_layers", "num_decoder_layers", *_BLOCK_KEYS))
@@ -236,7 +244,7 @@ def _block_count(config: Mapping[str, Any], kind: str, path: Path | None) -> int
     else:
         count = _first(config, (*_BLOCK_KEYS, "encoder_layers", "decoder_layers"))
     if count is None:
-        raise _missing(path, _BLOCK_KEYS)
+        raise _missing(config, path, _BLOCK_KEYS)
     return count
 
 

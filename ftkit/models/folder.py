@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ftkit import files
 from ftkit.errors import ModelError, Problem
 from ftkit.models.tokenizer_files import TOKENIZER_PARTS, missing_files
 from ftkit.paths import PACKAGE_PREFIX, home_expanded, resolve_package
@@ -15,6 +15,8 @@ from ftkit.recipe.schema import ModelSpec
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "model*.bin")
+LONGEST_SHOWN = 80
+MOST_PROBLEMS = 20
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -89,13 +91,16 @@ def _nearest_sibling(path: Path) -> str | None:
 
 
 def read_json(path: Path, *, key: str = "model.name") -> dict[str, Any]:
-    """A JSON object from a file. Raises ModelError if it is not one."""
+    """A JSON object from a file of a model or adapter. Raises ModelError if it is not one."""
+    hint = "Restore the file from where the model came from"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path)
     except (OSError, ValueError) as error:
-        raise ModelError(Problem(message=f"cannot be read as JSON: {error}", place=str(path), key=key)) from error
+        reason = str(getattr(error, "strerror", None) or error)
+        raise ModelError(Problem(message=f"cannot be read as JSON: {reason}", place=str(path), key=key, hint=hint)) from error
     if not isinstance(content, dict):
-        raise ModelError(Problem(message=f"holds a {type(content).__name__}, expected a JSON object", place=str(path), key=key))
+        message = f"holds a {type(content).__name__}, expected a JSON object"
+        raise ModelError(Problem(message=message, place=str(path), key=key, hint=hint))
     return content
 
 
@@ -161,8 +166,7 @@ def _weight_problems(folder: Path) -> list[Problem]:
     if (folder / WEIGHTS).is_file():
         return []
     if (folder / WEIGHTS_INDEX).is_file():
-        shards = read_json(folder / WEIGHTS_INDEX).get("weight_map", {})
-        missing = sorted({name for name in shards.values() if not (folder / name).is_file()})
+        missing = sorted({name for name in shards_of(folder / WEIGHTS_INDEX) if not (folder / name).is_file()})
         message = f"{len(missing)} of its weight files are missing: {', '.join(missing[:5])}"
         return [Problem(message=message, place=str(folder), key="model.name", hint="Download the model again")] if missing else []
     pickled = sorted(file.name for pattern in PICKLED_WEIGHTS for file in folder.glob(pattern))
@@ -178,3 +182,29 @@ def _weight_problems(folder: Path) -> list[Problem]:
             hint="If you trust the file, convert it once: AutoModel.from_pretrained(folder).save_pretrained(folder)",
         )
     ]
+
+
+def shards_of(index: Path) -> list[str]:
+    """The files that an index of weights names, as often as it does. Raises ModelError for anything but .safetensors files beside it."""
+
+    def problem(message: str) -> Problem:
+        return Problem(message=message, place=str(index), key="model.name", hint="Download the model again")
+
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelError(problem(f"its `weight_map` is {shown(shards)}, expected the file name of each weight"))
+    found = []
+    for weight, name in shards.items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            found.append(problem(f"`weight_map` says {shown(name)} for {shown(weight)}, expected the name of a .safetensors file"))
+        elif "\\" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            found.append(problem(f"`weight_map` names {shown(name)}, which is not in the model's folder"))
+    if found:
+        raise ModelError(found[:MOST_PROBLEMS])
+    return list(shards.values())
+
+
+def shown(value: Any) -> str:
+    """A value in a message, shortened."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from ftkit.models.hub_kernels import keep_hub_kernels_out
+
 # Read by the libraries when they are first imported; a value that the user has set stays.
 _SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
@@ -22,13 +24,15 @@ _LOGGERS = ("accelerate", "bitsandbytes", "huggingface_hub", "kernels", "peft")
 
 
 def quiet_libraries() -> None:
-    """Turns off progress bars, load reports and notices of transformers, peft and their companions; errors still show.
+    """Turns off progress bars, load reports and notices of transformers, peft and their companions; errors still show. Nor do they fetch
+    code of the hub (see `hub_kernels`).
 
     Best called before they are imported; works afterwards too. A level set through TRANSFORMERS_VERBOSITY is kept.
     """
     chosen = "TRANSFORMERS_VERBOSITY" in os.environ
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
+    keep_hub_kernels_out()
     # What the libraries plan to change concerns whoever calls them, which is ftkit.
     for module in _MODULES:
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.recipe.checking import check, key_homes, sound_part
 from ftkit.recipe.expectations import parse_bound
 from ftkit.recipe.overriding import apply_overrides, resolve_references
-from ftkit.recipe.phases import has_phases, phase_documents
+from ftkit.recipe.phases import KEY, has_phases, phase_documents, unmergeable_phases
 from ftkit.recipe.reading import Document, dotted, read_file, read_text
 from ftkit.recipe.schema import Component, Origin, Recipe, RecipeBody, Strict
 from ftkit.registry import METHODS, TASKS, Registry
@@ -49,10 +50,12 @@ def _recipe(document: Document, overrides: Sequence[str], name: str, base: Path)
 def _in_phases(document: Document, origin: Origin) -> Recipe:
     """The recipe of the last phase, which knows the earlier ones."""
     recipes: list[Recipe] = []
-    problems: list[Problem] = []
-    for phase in phase_documents(document):
+    documents = phase_documents(document)
+    problems = unmergeable_phases(document)
+    for number, phase in enumerate(documents, 1):
+        own = replace(origin, phase=number, phase_place=document.place((KEY, number - 1)))
         try:
-            recipes.append(_checked(phase, origin))
+            recipes.append(_checked(phase, own))
         except RecipeError as error:
             problems += [problem for problem in error.problems if problem not in problems]
     if problems:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ftkit.errors import Problem, RecipeError
 from ftkit.recipe.reading import Document, KeyPath
+from ftkit.registry import METHODS
 
 KEY = "phases"
 EXAMPLE = "Write `phases: [{method: linear-probe, epochs: 1}, {method: lora, epochs: 3}]`"
@@ -32,6 +33,35 @@ def phase_documents(document: Document) -> list[Document]:
         raise RecipeError(problems)
     last = len(phases) - 1
     return [_document(document, phase, number, last=number == last) for number, phase in enumerate(phases)]
+
+
+def unmergeable_phases(document: Document) -> list[Problem]:
+    """A problem for each earlier phase whose method cannot end in the model that the next phase starts from."""
+    found = []
+    for number, phase in enumerate(document.value[KEY][:-1]):
+        name = _method_name(phase)
+        if not _merges(name):
+            path = (KEY, number, "method")
+            message = (
+                f"phase {number + 1} must end in a merged model, which phase {number + 2} starts from; "
+                f"what {name} trains cannot be merged into the model"
+            )
+            hint = f"Make {name} the last phase, or train this one with a method that merges, such as lora"
+            found.append(Problem(message=message, place=document.place(path), key=".".join(map(str, path)), hint=hint))
+    return found
+
+
+def _method_name(phase: dict[str, Any]) -> Any:
+    method = phase["method"]
+    return method.get("name") if isinstance(method, dict) else method
+
+
+def _merges(name: Any) -> bool:
+    """Whether a method ends in a whole model; one that is not known is somebody else's problem."""
+    if not isinstance(name, str) or name not in METHODS.names():
+        return True
+    can = METHODS.get(name).capabilities
+    return can.merge or not can.adapter
 
 
 def _problems(document: Document, phases: Any) -> list[Problem]:
@@ -63,7 +93,7 @@ def _document(document: Document, phase: dict[str, Any], number: int, *, last: b
         value["train"] = {**(train or {}), **own}
     if not last:
         # Only the model counts, which the next phase starts from.
-        value = {**value, "export": ["merged"], "expect": {}}
+        value = {**value, "export": ["merged"] if _merges(_method_name(phase)) else [], "expect": {}}
     return Document(value, document.name, document.text, {**document.places, **_places(document, number)})
 
 

@@ -34,11 +34,13 @@ class Plan:
     `data.num_workers`, which changes nothing but the speed on a machine.
     sources: for each value that was `auto`, by dotted key: a paper, a measurement, a rule.
     Relative paths that exist are made absolute.
+    earlier: plans of the phases before this one, see `recipe.phase_plans`.
     """
 
     recipe: Recipe
     facts: ModelFacts
     sources: Mapping[str, str] = field(default_factory=dict)
+    earlier: tuple[Plan, ...] = ()
 
     def task(self) -> Task:
         """A fresh task object with the planned options."""
@@ -49,7 +51,7 @@ class Plan:
         return METHODS.get(self.recipe.method.name)(self.recipe.method.options)
 
     def to_yaml(self) -> str:
-        """The plan as a recipe that `ftkit train` runs, with the source of each default beside it."""
+        """The plan, without earlier phases, as a recipe that `ftkit train` runs, with the source of each default beside it."""
         head = "# The complete recipe of a run. Comments say where a value came from that the recipe left to ftkit."
         return "\n".join([head, *block_lines(recipe_values(self.recipe), self.sources)]) + "\n"
 

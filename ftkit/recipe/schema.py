@@ -290,12 +290,17 @@ class RecipeBody(Strict):
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a recipe came from: its name (file stem), the folder its relative paths start from, its text and the overrides."""
+    """Where a recipe came from: its name (file stem), the folder its relative paths start from, its text and the overrides.
+
+    phase: which of the recipe's phases this is, from 1, and where that stands; 0 for a recipe without phases.
+    """
 
     name: str
     base: Path
     text: str
     overrides: tuple[str, ...] = ()
+    phase: int = 0
+    phase_place: str = ""
 
 
 class Recipe(RecipeBody):

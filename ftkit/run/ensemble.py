@@ -11,7 +11,7 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.files import read_json
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.schema import Recipe
-from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_run, readable
+from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_learned, read_run, readable
 from ftkit.run.predictor import Predictor, load_predictor
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def _check_members(first: Path, others: Sequence[Path]) -> None:
 
 
 def _facts(folder: Path) -> tuple[Recipe, object, object]:
-    finished_results(folder)
+    results = finished_results(folder)
     with readable(folder / PLAN):
         recipe = parse_recipe((folder / PLAN).read_text(encoding="utf-8"), str(folder / PLAN), base=folder)
     with readable(folder / TASK):
-        learned = read_json(folder / TASK)["state"]
+        learned = read_learned(folder, results)["state"]
     with readable(folder / LOCK):
         return recipe, learned, read_json(folder / LOCK)["model_files"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,14 @@ from types import TracebackType
 from typing import Any
 
 from ftkit.errors import FtkitError, Problem, RunFolderError
-from ftkit.files import json_text, read_json, write_json
+from ftkit.files import json_text, read_json, sha256_of, write_json
 
 RESULTS, METRICS, PLAN, RECIPE, LOCK, TASK, LOG, CARD, PROBE = (
     "results.json", "metrics.jsonl", "plan.yaml", "recipe.yaml", "lock.json", "task.json", "log.txt", "README.md", "probe.safetensors",
 )  # fmt: skip
+
+TASK_DIGEST = "task_sha256"
+"""In results.json: sha256 of task.json, which holds the names of the labels."""
 
 REFUSED = 2
 """Exit code of what the recipe, the data or the model make impossible."""
@@ -90,6 +93,12 @@ class RunFolder:
             return dict(read_json(self.path / RESULTS))
 
 
+def refuse_root(path: Path) -> None:
+    """Raises RunFolderError for the root of a file system, beside which nothing can lie."""
+    if not path.name:
+        raise _refused(path, "is the root of the file system, not a folder for a run", "Choose another --output")
+
+
 def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
     """Whether the folder already holds files. Changes nothing.
 
@@ -97,6 +106,7 @@ def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
     a run left that ended before it had begun does not count.
     Raises RunFolderError.
     """
+    refuse_root(path)
     if path.exists() and not path.is_dir():
         raise _refused(path, "is a file", "Choose another --output")
     used = path.is_dir() and not _left_before_it_began(path)
@@ -215,11 +225,24 @@ def readable(file: Path) -> Iterator[None]:
     """Turns what goes wrong while reading a file of a run into a RunFolderError that names the file."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not what ftkit wrote: {type(error).__name__}"
         raise _refused(
             file, f"cannot be read ({reason})", "Restore the file from a copy, or train again with --overwrite"
         ) from error
+
+
+def read_learned(folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """task.json of a run: the `state` and the `calibration` of its task. Raises RunFolderError if it is not what the run wrote.
+
+    results: results.json of the run, which knows the digest.
+    """
+    path = folder / TASK
+    with readable(path):
+        if results.get(TASK_DIGEST, (found := sha256_of(path))) != found:
+            hint = "Restore the file from a copy, or train again with --overwrite"
+            raise _refused(path, f"is not what the run wrote: its sha256 is {found}, {RESULTS} says {results[TASK_DIGEST]}", hint)
+        return dict(read_json(path))
 
 
 def finished_results(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from ftkit.files import json_text, sha256_of
 from ftkit.models.facts import ModelFacts
 from ftkit.models.folder import model_files
 from ftkit.recipe.plan import Plan, recipe_values
+from ftkit.registry import METHODS, TASKS
 from ftkit.run.machine import describe_machine, git_revision, versions
 
+SCHEMA_VERSION = 2
+MOST_SHOWN, LONGEST_SHOWN = 8, 100
 NOT_TRAINING = ("output", "export", "expect", "trackers")
 NOT_TRAINING_DATA = ("cache", "num_workers")
 NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size")
@@ -21,16 +26,18 @@ NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size")
 def make_lock(plan: Plan, splits: Splits, processor_key: str, *, world_size: int) -> dict[str, Any]:
     """Versions, hashes of model, data and tokenizer, git revision, machine.
 
-    `training` is what decides the course of training; a run is only resumed where it is the same.
+    `training` is what decides the course of training; a run is only resumed where it is the same. `folder`: of the recipe, which its
+    paths are seen from.
     """
     return {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "versions": versions(),
         "machine": describe_machine(),
         "git": git_revision(Path.cwd()),
         "model_files": hash_model(plan.facts),
         "training": {
-            "recipe": _digest(training_values(plan)),
+            "recipe": training_values(plan),
+            "folder": str(plan.recipe.origin.base),
             "data": {name: {"rows": len(table), "sha256": table.fingerprint()} for name, table in splits.items()},
             "tokenizer": processor_key,
             "world_size": world_size,
@@ -57,8 +64,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What keeps a run with the lock `new` from continuing one with the lock `old`, in words."""
     found = []
     before, now = old["training"], new["training"]
-    if before["recipe"] != now["recipe"]:
-        found.append("the recipe")
+    found += _changed_values(before, now)
     found += [f"the {name} rows" for name in {**before["data"], **now["data"]} if before["data"].get(name) != now["data"].get(name)]
     if before["tokenizer"] != now["tokenizer"]:
         found.append("the tokenizer")
@@ -69,5 +75,43 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return found
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json_text(value).encode()).hexdigest()
+def _changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Recipe keys with other values, each with both. Paths that are the same as seen from the recipes' folders are the same: what they
+    lead to is compared by content."""
+    old, new = (dict(_flat(lock["recipe"], "")) for lock in (before, now))
+    found, paths = [], _path_keys(now["recipe"])
+    for key in {**old, **new}:
+        was, is_now = old.get(key), new.get(key)
+        same_place = paths.fullmatch(key) and _from_recipe(was, before["folder"]) == _from_recipe(is_now, now["folder"])
+        if was != is_now and not same_place:
+            found.append(f"{key}: was {_shown(was)}, is {_shown(is_now)}")
+    return [*found[:MOST_SHOWN], f"and {len(found) - MOST_SHOWN} more keys of the recipe"] if len(found) > MOST_SHOWN else found
+
+
+def _path_keys(values: Mapping[str, Any]) -> re.Pattern[str]:
+    """Dotted keys of a recipe that hold paths."""
+    options = {"task": TASKS.get(values["task"]["name"]).path_options, "method": METHODS.get(values["method"]["name"]).path_options}
+    named = [rf"{kind}\.{re.escape(name)}(\[\d+\])?" for kind, names in options.items() for name in names]
+    return re.compile("|".join([r"model\.(name|decoder|tokenizer)", r"data\.(train|validation|test)\[\d+\]\.path", *named]))
+
+
+def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The single values under a value of a recipe, by dotted key."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and value:
+        for number, inner in enumerate(value):
+            yield from _flat(inner, f"{key}[{number}]")
+    else:
+        yield key, value
+
+
+def _from_recipe(value: Any, folder: str) -> Any:
+    """An absolute path as it is seen from the recipe's folder; anything else as it is."""
+    return os.path.relpath(value, folder) if isinstance(value, str) and os.path.isabs(value) else value
+
+
+def _shown(value: Any) -> str:
+    text = json_text(value)
+    return text if len(text) <= LONGEST_SHOWN else f"...{text[3 - LONGEST_SHOWN :]}"

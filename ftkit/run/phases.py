@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.recipe.schema import ModelSpec, Recipe
-from ftkit.run.folder import check_run_folder
+from ftkit.run.folder import check_run_folder, refuse_root
 from ftkit.run.observer import Observer
 from ftkit.run.planning import make_plan_here
 
@@ -40,9 +40,9 @@ def train_earlier(
 
     Every phase is planned, and every folder looked at, before anything is trained. Raises FtkitError.
     """
+    refuse_root(path)
     phases = [(phase, phase_folder(path, number)) for number, phase in enumerate(recipe.earlier, 1)]
-    for phase in (*recipe.earlier, recipe):
-        make_plan_here(phase.model_copy(update={"earlier": (), "model": _usual_weights(recipe, phase)}))
+    make_plan_here(recipe)
     for folder in (*(folder for _, folder in phases), path):
         check_run_folder(folder, resume=resume, overwrite=overwrite)
     model, found = recipe.model, []
@@ -67,9 +67,3 @@ def _after(model: ModelSpec, export: Path) -> ModelSpec:
     return model.model_copy(
         update={"name": str(export), "revision": None, "decoder": None, "tokenizer": None, "weights": "pretrained"}
     )
-
-
-def _usual_weights(recipe: Recipe, phase: Recipe) -> ModelSpec:
-    """The model to plan a phase with: what the first phase makes of random weights is no longer random."""
-    first = recipe.earlier[0]
-    return phase.model if phase is first else phase.model.model_copy(update={"weights": "pretrained"})

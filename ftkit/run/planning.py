@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import numpy as np
 from ftkit.data.encoding import encode_checked
 from ftkit.data.splits import Splits, load_splits
 from ftkit.models.facts import ModelFacts, read_facts
-from ftkit.recipe.plan import Plan, make_plan, recipe_values
+from ftkit.recipe.phase_plans import plan_phases, whole_sources, whole_values, whole_yaml
+from ftkit.recipe.plan import Plan, make_plan
 from ftkit.recipe.schema import Recipe
 from ftkit.run.machine import has_gpu
 from ftkit.run.observer import Observer
+from ftkit.tasks.base import Task
 
 MIB = 2**20
 FLOAT32_BYTES = 4
@@ -23,9 +26,14 @@ OPTIMIZER_STATES = {"adamw": 2.0, "sgd": 0.0, "adafactor": 0.05, "adamw_8bit": 0
 
 
 def make_plan_here(recipe: Recipe, facts: ModelFacts | None = None) -> Plan:
-    """The plan on this machine. Asks torch what the GPU can do only where there seems to be one."""
+    """The plan on this machine, with those of all phases. Asks torch what the GPU can do only where there seems to be one."""
     gpu = has_gpu()
-    return make_plan(recipe, facts or read_facts(recipe.model, recipe.origin.base), gpu=gpu, gpu_bf16=gpu and _gpu_computes_bf16())
+    known, bf16 = facts or read_facts(recipe.model, recipe.origin.base), gpu and _gpu_computes_bf16()
+
+    def make(phase: Recipe) -> Plan:
+        return make_plan(phase, known, gpu=gpu, gpu_bf16=bf16)
+
+    return plan_phases(recipe, make) if recipe.earlier else make(recipe)
 
 
 def _gpu_computes_bf16() -> bool:
@@ -42,43 +50,88 @@ def validation_report(recipe: Recipe, observer: Observer | None = None) -> dict[
     watching.stage("reading data")
     splits = load_splits(plan.recipe.data, plan.task(), recipe.origin.base, watching)
     return {
-        "plan": recipe_values(plan.recipe),
-        "sources": dict(plan.sources),
+        "plan": whole_values(plan),
+        "sources": whole_sources(plan),
         "splits": {name: {"rows": len(table)} for name, table in splits.items()},
         "notes": list(splits.notes),
     }
 
 
 def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
-    """The plan with measured sizes: splits, truncation, parameters, steps, and estimates of memory and disk."""
-    from ftkit.models.load import trainable_report
+    """The plan with measured sizes: splits, truncation, parameters, steps, and estimates of memory and disk.
+
+    Of a recipe in phases, `phases` holds these of each; beside it stand the sums of steps and disk, and the memory of the largest.
+    """
     from ftkit.models.quiet import quiet_libraries
-    from ftkit.run.wiring import encode_splits, prepare_model, prepare_processor
 
     quiet_libraries()
     watching = observer or Observer()
     watching.stage("checking the recipe")
     plan = make_plan_here(recipe)
+    parts = (*plan.earlier, plan)
+    sizes, rows = [], _encoded(parts[0], watching, allow_code)
+    for part in parts:
+        if part.recipe.task != rows.plan.recipe.task:
+            rows = _encoded(part, watching, allow_code)
+        # Of random weights there is nothing to load, though the phase will find those of the one before it.
+        model = part.recipe.model_copy(update={"model": parts[0].recipe.model})
+        watching.stage("loading the model")
+        sizes.append(_sizes(replace(part, recipe=model), rows, allow_code))
+    return {
+        "recipe": whole_values(plan),
+        "yaml": whole_yaml(plan),
+        "sources": whole_sources(plan),
+        "splits": _split_facts(rows.splits, rows.stores, rows.task),
+        **(_of_phases(parts, sizes) if plan.earlier else sizes[0]),
+        "notes": list(rows.splits.notes),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """What a plan was measured on."""
+
+    plan: Plan
+    task: Task
+    splits: Splits
+    processor: Any
+    stores: Mapping[str, Any]
+
+
+def _encoded(plan: Plan, observer: Observer, allow_code: bool) -> _Rows:
+    from ftkit.run.wiring import encode_splits, prepare_processor
+
     task = plan.task()
     task.allow_code = allow_code
-    watching.stage("reading data")
-    splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
+    observer.stage("reading data")
+    splits = load_splits(plan.recipe.data, task, plan.recipe.origin.base, observer)
     processor, key = prepare_processor(plan)
     data = plan.recipe.data
-    stores = encode_splits(splits, task, processor, key, cache=data.cache, observer=watching, num_workers=data.num_workers)
-    watching.stage("loading the model")
-    prepared = prepare_model(plan, task, processor, seed=plan.recipe.seed, allow_code=allow_code)
+    stores = encode_splits(splits, task, processor, key, cache=data.cache, observer=observer, num_workers=data.num_workers)
+    return _Rows(plan=plan, task=task, splits=splits, processor=processor, stores=stores)
+
+
+def _sizes(plan: Plan, rows: _Rows, allow_code: bool) -> dict[str, Any]:
+    """What one training needs."""
+    from ftkit.models.load import trainable_report
+    from ftkit.run.wiring import prepare_model
+
+    prepared = prepare_model(plan, rows.task, rows.processor, seed=plan.recipe.seed, allow_code=allow_code)
     parameters = trainable_report(prepared.model, prepared.layout)
     return {
-        "recipe": recipe_values(plan.recipe),
-        "yaml": plan.to_yaml(),
-        "sources": dict(plan.sources),
-        "splits": _split_facts(splits, stores, task),
         "parameters": parameters,
-        "steps": _steps(plan, stores["train"], splits, task, processor),
-        "memory": _memory(prepared, stores, parameters),
+        "steps": _steps(plan, rows.stores["train"], rows.splits, rows.task, rows.processor),
+        "memory": _memory(prepared, rows.stores, parameters),
         "disk": _disk(plan, parameters),
-        "notes": list(splits.notes),
+    }
+
+
+def _of_phases(parts: Sequence[Plan], sizes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "phases": [{"method": part.recipe.method.name, **size} for part, size in zip(parts, sizes, strict=True)],
+        "steps": {"total": sum(size["steps"]["total"] for size in sizes)},
+        "memory": max((size["memory"] for size in sizes), key=lambda memory: memory["total_estimate"]),
+        "disk": {name: sum(size["disk"][name] for size in sizes) for name in sizes[0]["disk"]},
     }
 
 

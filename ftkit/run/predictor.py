@@ -27,7 +27,7 @@ from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import LARGEST_BATCH, Recipe, SourceSpec
 from ftkit.registry import TASKS
 from ftkit.run.carried_columns import carried_columns
-from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_run, readable
+from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_learned, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
 from ftkit.tasks.base import Task
@@ -204,8 +204,8 @@ def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool
     plan = make_plan_here(recipe, read_facts(recipe.model, folder))
     task = plan.task()
     task.allow_code = allow_code
+    learned = read_learned(folder, results)
     with readable(folder / TASK):
-        learned = read_json(folder / TASK)
         task.restore(learned["state"])
         task.calibration = dict(learned["calibration"])
     # Hashing waits for the disk and torch's import for the processor, so that both together take little longer than one.

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from ftkit.data.splits import Splits, load_splits
 from ftkit.diagnostics.examine import quick_findings
 from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RecipeError, RunFolderError
-from ftkit.files import read_json, write_atomically, write_text
+from ftkit.files import read_json, sha256_of, write_atomically, write_text
 from ftkit.models.load import trainable_report
 from ftkit.models.naming import unusual_backbone
 from ftkit.recipe.plan import Plan
@@ -35,6 +35,7 @@ from ftkit.run.folder import (
     RECIPE,
     RESULTS,
     TASK,
+    TASK_DIGEST,
     RunFolder,
     check_run_folder,
     open_run_folder,
@@ -219,6 +220,7 @@ class _Run:
 
     def _write_task(self, task: Any) -> None:
         self.folder.write(TASK, {"name": task.name, "state": task.state(), "calibration": task.calibration})
+        self.results[TASK_DIGEST] = sha256_of(self.folder.path / TASK)
 
     @contextmanager
     def _trackers(self) -> Iterator[None]:

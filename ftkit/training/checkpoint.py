@@ -35,15 +35,23 @@ class Checkpoint:
     step: int
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of `<name>.safetensors`, on the CPU; none where it was not written."""
+        """Tensors of `<name>.safetensors`, on the CPU; none where it was not written. Raises RunFolderError if they cannot be read."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = self.path / f"{name}.safetensors"
-        return load_file(path) if path.name in read_json(self.path / MANIFEST)["files"] else {}
+        try:
+            return load_file(path) if path.name in read_json(self.path / MANIFEST)["files"] else {}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise _unusable(path, f"it holds no tensors as ftkit writes them: {error}") from error
 
     def state(self) -> dict[str, Any]:
-        """The content of state.json."""
-        return read_json(self.path / "state.json")
+        """The content of state.json. Raises RunFolderError if it cannot be read."""
+        path = self.path / "state.json"
+        try:
+            return dict(read_json(path))
+        except (OSError, ValueError, TypeError) as error:
+            raise _unusable(path, f"it holds no JSON as ftkit writes it: {error}") from error
 
 
 def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Checkpoint:
@@ -117,10 +125,14 @@ def damage(path: Path) -> str:
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint in a folder. Raises RunFolderError if it is damaged or missing."""
     if wrong := damage(path):
-        raise RunFolderError(
-            Problem(message=f"the checkpoint is not usable: {wrong}", place=str(path), hint="Train again, or --resume")
-        )
+        raise _unusable(path, wrong)
     return Checkpoint(path, _step(path))
+
+
+def _unusable(path: Path, wrong: str) -> RunFolderError:
+    return RunFolderError(
+        Problem(message=f"the checkpoint is not usable: {wrong}", place=str(path), hint="Train again, or --resume")
+    )
 
 
 def _named(folder: Path, kind: str) -> list[Path]:

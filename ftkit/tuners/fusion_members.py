@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ftkit.errors import ModelError, Problem
-from ftkit.tuners.adapter import AdapterConfig
+from ftkit.tuners.adapter import OUTPUT_PLACES, AdapterConfig
 from ftkit.tuners.adapter_fusion import AdapterFusionConfig, AdapterFusionLayer, FusedAdapters
-from ftkit.tuners.bottleneck import AdapterLayer
+from ftkit.tuners.bottleneck import ACTIVATIONS, AdapterLayer
 from ftkit.tuners.compacter import CompacterConfig, CompacterLayer
 
 SHAPING = ("bottleneck", "reduction_factor", "activation", "layer_norm", "scaling")
 SHAPING_COMPACTER = (*SHAPING, "kronecker_terms", "rank")
 PATTERNS = ("output_modules", "around_modules", "carry_modules")
+LAYER_NORMS = ("none", "before", "after")
 WRAPPED, SHARED = "base_model.model.", "base_model.compacter_rules"
 
 
@@ -44,7 +45,23 @@ def read_member(folder: Path, fields: Mapping[str, Any]) -> Member:
         saved = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(Problem(message=f"cannot read the adapter's weights: {error}", place=str(file))) from error
-    return Member(folder, cls(**known), _by_module(saved, f".{layer.adapter_layer_names[0]}.adapter."))
+    config = cls(**known)
+    _check_shape(config, folder / CONFIG_NAME)
+    return Member(folder, config, _by_module(saved, f".{layer.adapter_layer_names[0]}.adapter."))
+
+
+def _check_shape(config: AdapterConfig, file: Path) -> None:
+    """Raises ModelError for values of which no adapter can be built."""
+    names: dict[str, Collection[str]] = {"placement": OUTPUT_PLACES, "activation": ACTIVATIONS, "layer_norm": LAYER_NORMS}
+    wrong = [(name, f"one of {', '.join(known)}") for name, known in names.items() if getattr(config, name) not in known]
+    sizes = ("bottleneck", "reduction_factor", "kronecker_terms", "rank")
+    wrong += [(name, "a number above 0") for name in sizes if (value := getattr(config, name, None)) is not None and not value > 0]
+    messages = [f"`{name}` is {getattr(config, name)!r}, expected {expected}" for name, expected in wrong]
+    if config.bottleneck is None and config.reduction_factor is None:
+        messages.append("`bottleneck` and `reduction_factor` are both missing")
+    if messages:
+        hint = "Export that adapter again"
+        raise ModelError([Problem(message=message, place=str(file), key="method.adapters", hint=hint) for message in messages])
 
 
 def _by_module(saved: Mapping[str, Tensor], container: str) -> dict[str, dict[str, Tensor]]:

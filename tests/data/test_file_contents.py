@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ftkit.data import spilling
+from ftkit.data import plain_files, spilling
 from ftkit.data.file_contents import load_contents
 from ftkit.data.sources import read_source
 from ftkit.data.table import Table
@@ -71,6 +72,30 @@ def test_missing_files_are_named_with_their_lines_and_where_they_were_looked_for
         read(write(folder, ["pictures"]))
     with pytest.raises(DataError, match="cannot be read"):
         read(write(folder, ["a\0b"]))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_may_never_end_is_not_read(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(DataError) as caught:
+        read(write(folder, ["pictures/1.png", "/dev/zero", "pipe.png"]))
+    for problem, line, name in zip(caught.value.problems, (2, 3), ("/dev/zero", "pipe.png"), strict=True):
+        assert problem.place.endswith(f"rows.jsonl, line {line}")
+        assert f"{name!r} cannot be read: it is a pipe, a socket or a device; a plain file is expected" in problem.message
+        assert problem.hint
+    (folder / "classes" / "a").mkdir(parents=True)
+    os.mkfifo(folder / "classes" / "a" / "x.txt")
+    with pytest.raises(DataError, match=r"classes/a/x\.txt: cannot be read: it is a pipe"):
+        read_source(SourceSpec(path=str(folder / "classes")), base=Path.cwd())
+
+
+def test_files_that_are_too_large_are_not_read(folder: Path) -> None:
+    with open(folder / "pictures" / "1.png", "wb") as stream:
+        stream.truncate(plain_files.LARGEST_FILE + 2**20)
+    with pytest.raises(
+        DataError, match=r"line 1.*'pictures/1.png' cannot be read: it has 257 MiB; a file of a row may have 256 MiB"
+    ):
+        read(write(folder, ["pictures/1.png"]))
 
 
 def test_only_drawn_rows_are_read(folder: Path) -> None:

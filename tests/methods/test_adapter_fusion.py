@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,12 @@ def test_members_that_cannot_fuse_are_refused_before_anything_is_loaded(tmp_path
     change_config(other, base_model_name_or_path="org/two")
     broken = member(tmp_path / "broken")
     (Path(broken) / "adapter_config.json").write_text("{")
+    deep = member(tmp_path / "deep")
+    (Path(deep) / "adapter_config.json").write_text("[" * 5000)
+    listed = member(tmp_path / "listed")
+    change_config(listed, peft_type=["ADAPTER"])
+    worded = member(tmp_path / "worded")
+    change_config(worded, bottleneck="large")
     for second, message in (
         (str(tmp_path / "nowhere"), "is neither an exported adapter nor a run that exported one; `ftkit export"),
         (str(lora), "holds an adapter of the kind LORA; only those of adapter and compacter fuse"),
@@ -198,12 +205,31 @@ def test_members_that_cannot_fuse_are_refused_before_anything_is_loaded(tmp_path
         (member(tmp_path / "houlsby", placement="houlsby"), "has the placement houlsby, the first adapter pfeiffer"),
         (other, "was trained on two, the first adapter on one"),
         (broken, "cannot be read"),
+        (deep, "adapter_config.json cannot be read as JSON: it is nested more than 100 levels deep; export that adapter again"),
+        (listed, "adapter_config.json: `peft_type` is ['ADAPTER'], expected a name; export that adapter again"),
+        (worded, "adapter_config.json: `bottleneck` is 'large', expected a whole number; export that adapter again"),
     ):
         method = AdapterFusion(Options(adapters=[first, second]))
         assert message in method.refusal(facts_of("bert"))
         with pytest.raises(ModelError, match=r".") as caught:
             method.apply(*fresh_model("bert"))
         assert any(message in str(problem) for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation": "swish"}, "`activation` is 'swish', expected one of relu"),
+        ({"bottleneck": -1}, "`bottleneck` is -1, expected a number above 0"),
+        ({"bottleneck": None, "reduction_factor": None}, "`bottleneck` and `reduction_factor` are both missing"),
+    ],
+)
+def test_members_of_which_no_adapter_can_be_built_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    paths = [member(tmp_path / "1"), member(tmp_path / "2")]
+    change_config(paths[1], **changes)
+    with pytest.raises(ModelError, match=re.escape(message)) as caught:
+        fused(paths)
+    assert caught.value.problems[0].place.endswith("adapter_config.json")
 
 
 def test_members_at_other_blocks_are_refused(tmp_path: Path) -> None:

@@ -67,6 +67,51 @@ def test_unreadable_config(tmp_path: Path, content: str, message: str) -> None:
     assert message in _refusal(tmp_path)
 
 
+DEEP = "[" * 5000
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", DEEP, "cannot be read as JSON: it is nested more than 100 levels deep"),
+        ("config.json", f'{{"model_type": {"[" * 101}{"]" * 101}}}', "nested more than 100 levels deep"),
+        ("tokenizer_config.json", DEEP, "cannot be read as JSON: it is nested more than 100 levels deep"),
+        ("config.json", '{"model_type": "bert", "architectures": 5}', "`architectures` is 5, expected a list of class names"),
+        ("config.json", '{"model_type": "bert", "hidden_size": "16"}', "as a whole number; it says hidden_size: '16'"),
+        ("config.json", '{"model_type": "bert", "hidden_size": true}', "as a whole number; it says hidden_size: True"),
+        (
+            "config.json",
+            '{"model_type": "x", "hidden_size": 8, "depths": ["x"]}',
+            "none of depths as a whole number; it says depths: ['x']",
+        ),
+    ],
+)
+def test_hostile_json_is_refused_with_its_place(bert: Path, file: str, content: str, message: str) -> None:
+    (bert / file).write_text(content)
+    text = _refusal(bert)
+    assert message in text
+    assert str(bert) in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (DEEP, "nested more than 100 levels deep"),
+        ("{}", "its `weight_map` is None, expected the file name of each weight"),
+        ('{"weight_map": ["x"]}', "its `weight_map` is ['x'], expected the file name of each weight"),
+        ('{"weight_map": {"x": 5}}', "`weight_map` says 5 for 'x', expected the name of a .safetensors file"),
+        ('{"weight_map": {"x": "model.bin"}}', "expected the name of a .safetensors file"),
+        ('{"weight_map": {"x": "../x.safetensors"}}', "'../x.safetensors', which is not in the model's folder"),
+        ('{"weight_map": {"x": "/tmp/x.safetensors"}}', "which is not in the model's folder"),
+        ('{"weight_map": {"x": "a\\\\..\\\\x.safetensors"}}', "which is not in the model's folder"),
+    ],
+)
+def test_hostile_indexes_of_weights_are_refused(bert: Path, content: str, message: str) -> None:
+    (bert / "model.safetensors").rename(bert.parent / "x.safetensors")
+    (bert / "model.safetensors.index.json").write_text(content)
+    assert message in _refusal(bert)
+
+
 def test_pickled_weights_are_refused_and_never_read(bert: Path) -> None:
     marker = bert / "marker"
     # Unpickling these bytes would write the marker file.

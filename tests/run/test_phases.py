@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,11 @@ from safetensors.torch import load_file
 
 import ftkit
 from ftkit.errors import InterruptedRunError, RecipeError, RunFolderError
+from ftkit.recipe.phase_plans import whole_sources, whole_values, whole_yaml
+from ftkit.recipe.plan import recipe_values
+from ftkit.run.planning import make_plan_here
 from tests.run.test_train import StopAt
+from tests.tiny import save_tiny
 
 RecipeFile = Callable[..., Path]
 PHASES = "[{method: linear-probe, epochs: 2.0, learning_rate: 1e-2}, {method: {name: lora, rank: 4}, epochs: 1.0}]"
@@ -136,3 +141,95 @@ def test_random_weights_may_be_trained_by_full_first_and_by_lora_then(
     )
     with pytest.raises(RecipeError, match="random weights"):
         ftkit.train(ftkit.load_recipe(turned), output=tmp_path / "other")
+
+
+def test_the_printed_recipe_is_complete_and_trains_the_same(phases_file: RecipeFile, tmp_path: Path) -> None:
+    given = ftkit.load_recipe(phases_file(expect='{accuracy: ">= 0"}', seed="3", export="[adapter]"))
+    report = ftkit.plan(given)
+    printed = tmp_path / "recipe.yaml"
+    printed.write_text(report["yaml"])
+    again = ftkit.load_recipe(printed)
+    assert [phase.method.name for phase in (*again.earlier, again)] == ["linear-probe", "lora"]
+    assert ftkit.plan(again)["recipe"] == report["recipe"]
+    first, second = make_plan_here(given), make_plan_here(again)
+    assert [recipe_values(plan.recipe) for plan in (*first.earlier, first)] == [
+        recipe_values(plan.recipe) for plan in (*second.earlier, second)
+    ]
+    assert "learning_rate: 0.01\n" in report["yaml"]
+    assert "# " in next(line for line in report["yaml"].splitlines() if "targets:" in line)
+
+
+def test_what_phases_decide_differently_stays_open(phases_file: RecipeFile, tmp_path: Path) -> None:
+    """p-tuning takes positions of the model, and with them of the texts."""
+    recipe = ftkit.load_recipe(
+        phases_file("[{method: linear-probe}, {method: {name: prompt-tuning, length: 20}}]", export="[adapter]")
+    )
+    plan = make_plan_here(recipe)
+    lengths = [part.recipe.task.options.max_length for part in (*plan.earlier, plan)]
+    assert lengths == [64, 44]
+    assert whole_values(plan)["task"]["max_length"] == "auto"
+    assert "task.max_length" not in whole_sources(plan)
+    (tmp_path / "again.yaml").write_text(whole_yaml(plan))
+    again = make_plan_here(ftkit.load_recipe(tmp_path / "again.yaml"))
+    assert [part.recipe.task.options.max_length for part in (*again.earlier, again)] == lengths
+
+
+def test_a_plan_shows_what_each_phase_needs(phases_file: RecipeFile) -> None:
+    report = ftkit.plan(ftkit.load_recipe(phases_file()))
+    first, second = report["phases"]
+    assert (first["method"], first["steps"]["total"], second["method"], second["steps"]["total"]) == ("linear-probe", 12, "lora", 6)
+    assert first["parameters"]["trainable"] < second["parameters"]["trainable"]
+    assert report["steps"] == {"total": 18}
+    assert report["disk"]["total"] == pytest.approx(first["disk"]["total"] + second["disk"]["total"])
+    assert first["disk"]["exports"] > 0
+    assert report["memory"]["total_estimate"] == max(size["memory"]["total_estimate"] for size in (first, second))
+    assert report["sources"]["phases[1].method.targets"]
+
+
+def test_the_plan_of_random_weights_in_phases(phases_file: RecipeFile, tiny_folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_folder, bare)
+    (bare / "model.safetensors").unlink()
+    path = phases_file("[{method: full, max_steps: 2}, {method: lora, max_steps: 2}]", model=f"{{name: {bare}, weights: random}}")
+    report = ftkit.plan(ftkit.load_recipe(path))
+    assert report["recipe"]["model"]["weights"] == "random"
+    assert [phase["steps"]["total"] for phase in report["phases"]] == [2, 2]
+
+
+@pytest.mark.parametrize("check", [ftkit.validate, ftkit.plan, ftkit.doctor, ftkit.inspect])
+def test_every_verb_refuses_what_an_earlier_phase_cannot_do(
+    check: Callable[..., Any], phases_file: RecipeFile, tmp_path: Path
+) -> None:
+    save_tiny(tmp_path / "masked", "bert", "AutoModelForMaskedLM")
+    path = phases_file("[{method: none}, {method: lora}]", model=str(tmp_path / "masked"))
+    with pytest.raises(RecipeError, match=r"phase 1 \(none\): ") as caught:
+        check(ftkit.load_recipe(path))
+    (problem,) = caught.value.problems
+    number = next(index for index, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("phases"))
+    assert problem.place.endswith(f"recipe.yaml:{number}:10")
+
+
+def test_what_is_wrong_with_all_phases_is_said_once(phases_file: RecipeFile) -> None:
+    with pytest.raises(RecipeError) as caught:
+        ftkit.validate(ftkit.load_recipe(phases_file(train="{batch_size: 8, precision: fp16}")))
+    assert len(caught.value.problems) == 1
+    assert "phase" not in caught.value.problems[0].message
+
+
+def test_an_earlier_phase_must_end_in_a_merged_model(phases_file: RecipeFile) -> None:
+    path = phases_file("[{method: linear-probe}, {method: {name: prompt-tuning}}, {method: lora}]", export="[adapter]")
+    with pytest.raises(RecipeError) as caught:
+        ftkit.load_recipe(path)
+    (problem,) = caught.value.problems
+    assert problem.message.startswith("phase 2 must end in a merged model, which phase 3 starts from; what prompt-tuning trains")
+    assert problem.key == "phases.1.method"
+    number = next(index for index, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("phases"))
+    assert f"recipe.yaml:{number}:" in problem.place
+    assert "last phase" in problem.hint
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_root_is_no_run_folder(phases_file: RecipeFile, recipe_file: RecipeFile, *, overwrite: bool) -> None:
+    for path in (phases_file(), recipe_file()):
+        with pytest.raises(RunFolderError, match="is the root of the file system"):
+            ftkit.train(ftkit.load_recipe(path), output="/", overwrite=overwrite)

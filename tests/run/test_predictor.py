@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import ftkit
 from ftkit.errors import DataError, ExportError, FtkitError, ModelError, RecipeError, RunFolderError
+from ftkit.files import sha256_of
 
 RecipeFile = Callable[..., Path]
 
@@ -110,7 +111,7 @@ def test_folders_that_are_no_finished_run(run_folder: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["results.json", "plan.yaml", "lock.json", "task.json"])
-@pytest.mark.parametrize("damage", ["truncate", "garbage", "list", "folder"])
+@pytest.mark.parametrize("damage", ["truncate", "garbage", "list", "deep", "folder"])
 def test_damaged_run_files_are_named(run_folder: Path, name: str, damage: str) -> None:
     file = run_folder / name
     content = file.read_bytes()
@@ -118,10 +119,34 @@ def test_damaged_run_files_are_named(run_folder: Path, name: str, damage: str) -
     if damage == "folder":
         file.mkdir()
     else:
-        file.write_bytes({"truncate": content[: len(content) // 3], "garbage": b"\xff\xfe\x00", "list": b"[1, 2]"}[damage])
+        file.write_bytes(
+            {"truncate": content[: len(content) // 3], "garbage": b"\xff\xfe\x00", "list": b"[1, 2]", "deep": b"[" * 5000}[damage]
+        )
     with pytest.raises(FtkitError, match=name) as caught:
         ftkit.load(run_folder)
     assert caught.value.exit_code == 2
+
+
+def test_weights_that_are_garbage_with_a_fitting_manifest_are_refused(run_folder: Path) -> None:
+    (best,) = (run_folder / "checkpoints").glob("best-*")
+    (best / "trainable.safetensors").write_bytes(b"garbage" * 9)
+    manifest = json.loads((best / "manifest.json").read_text())
+    facts = {"bytes": 63, "sha256": sha256_of(best / "trainable.safetensors")}
+    manifest["files"]["trainable.safetensors"] = facts
+    (best / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunFolderError, match=r"trainable\.safetensors: the checkpoint is not usable: it holds no tensors"):
+        ftkit.load(run_folder)
+
+
+def test_labels_that_were_swapped_later_are_refused(run_folder: Path) -> None:
+    learned = json.loads((run_folder / "task.json").read_text())
+    learned["state"]["labels"] = learned["state"]["labels"][::-1]
+    (run_folder / "task.json").write_text(json.dumps(learned))
+    with pytest.raises(
+        RunFolderError, match=r"task\.json: is not what the run wrote: its sha256 is .*, results\.json says"
+    ) as caught:
+        ftkit.load(run_folder)
+    assert caught.value.problems[0].hint
 
 
 def test_a_run_can_be_moved(run_folder: Path, tmp_path: Path) -> None:

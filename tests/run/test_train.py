@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -260,10 +261,10 @@ def test_r10_a_used_folder_is_refused_and_overwrite_moves_it_aside(recipe_file: 
 @pytest.mark.parametrize(
     ("override", "what"),
     [
-        ("train.learning_rate=2e-2", "the recipe"),
-        ("seed=5", "the recipe"),
+        ("train.learning_rate=2e-2", "train.learning_rate: was 0.01, is 0.02"),
+        ("seed=5", "seed: was 0, is 5"),
         ("data.train=other.jsonl", "the train rows"),
-        ("method.rank=2", "the recipe"),
+        ("method.rank=2", "method.rank: was 4, is 2"),
     ],
 )
 def test_r2_resume_of_something_else_is_refused(recipe_file: RecipeFile, tmp_path: Path, override: str, what: str) -> None:
@@ -274,6 +275,27 @@ def test_r2_resume_of_something_else_is_refused(recipe_file: RecipeFile, tmp_pat
         ftkit.train(ftkit.load_recipe(path), output=tmp_path / "run", observer=StopAt(3, kill))
     with pytest.raises(RunFolderError, match=f"cannot be continued.*{what}"):
         ftkit.train(ftkit.load_recipe(path, [override]), output=tmp_path / "run", resume=True)
+
+
+def test_resume_in_a_project_that_was_moved(recipe_file: RecipeFile, tmp_path: Path, tiny_folder: Path) -> None:
+    project, other = tmp_path / "project", tmp_path / "elsewhere"
+    path = recipe_file(train=TRAIN_FOR_RESUME, model="model")
+    project.mkdir()
+    shutil.copytree(tiny_folder, project / "model")
+    for file in (path, *tmp_path.glob("*.jsonl")):
+        file.rename(project / file.name)
+    whole = ftkit.train(ftkit.load_recipe(project / path.name), output=tmp_path / "whole")
+    with pytest.raises(Killed):
+        ftkit.train(ftkit.load_recipe(project / path.name), output=project / "run", observer=StopAt(3, kill))
+    project.rename(other)
+    (other / "renamed.jsonl").write_bytes((other / "test.jsonl").read_bytes())
+    with pytest.raises(
+        RunFolderError, match=r'data\.test\[0\]\.path: was ".*project/test\.jsonl", is ".*elsewhere/renamed\.jsonl"'
+    ):
+        ftkit.train(ftkit.load_recipe(other / path.name, ["data.test=renamed.jsonl"]), output=other / "run", resume=True)
+    result = ftkit.train(ftkit.load_recipe(other / path.name), output=other / "run", resume=True)
+    assert (other / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert result.results["splits"] == whole.results["splits"]
 
 
 def test_resume_may_change_what_does_not_concern_training(recipe_file: RecipeFile, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ftkit.data.readers.disguises import LONGEST, disguised
 from ftkit.data.readers.source_file import SourceFile
 from ftkit.data.table import Origin, Table
 from ftkit.errors import DataError, Problem
+from ftkit.files import parse_json, read_json
 
 WRITE_AGAIN = "Copy or write it again."
 
@@ -117,7 +117,7 @@ def _split_folder(file: SourceFile) -> Path:
 
 def _read_json(file: SourceFile, path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         place = f"{file.label}/{path.relative_to(file.path)}"
@@ -144,7 +144,7 @@ def _damaged(file: SourceFile, kind: str, error: Exception) -> DataError:
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
     try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        features = parse_json((metadata or {}).get(b"huggingface", b"{}").decode("utf-8"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
     found: dict[str, list[str]] = {}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.data.building import TableBuilder
+from ftkit.data.plain_files import read_plain
 from ftkit.data.readers.source_file import CHUNK_BYTES, CHUNK_ROWS, SourceFile, decode, known_encodings, row_lines, text_lines
 from ftkit.data.table import Origin, Table
 from ftkit.errors import DataError, Problem
@@ -73,7 +74,7 @@ def read_image(file: SourceFile) -> Table:
     """One row, one column `image`: {"bytes": the file, "path": as messages name it}."""
     origin = Origin(label=file.label, unit="file", weight=file.weight, files=(file.label,))
     with TableBuilder(origin, file.columns, file.meter) as builder:
-        _add(builder, {"image": [{"bytes": file.path.read_bytes(), "path": file.label}]}, [0])
+        _add(builder, {"image": [{"bytes": _content(file.path, file.label), "path": file.label}]}, [0])
         return builder.finish()
 
 
@@ -114,7 +115,7 @@ def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], colum
         values: list[Any] = []
         first = size = 0
         for index, name in enumerate(names):
-            data = _content(file, name)
+            data = _content(file.path / name, os.path.join(file.label, name))
             if column == "image":
                 values.append({"bytes": data, "path": name})
             else:
@@ -127,17 +128,14 @@ def _read_files(file: SourceFile, builder: TableBuilder, names: list[str], colum
         return builder.finish()
 
 
-def _content(file: SourceFile, name: str) -> bytes:
-    path = os.path.join(file.path, name)
+def _content(path: Path, place: str) -> bytes:
+    """The bytes of a file that is one row. place: what messages call it. Raises DataError if it cannot be read."""
     try:
-        with open(path, "rb") as stream:
-            return stream.read()
-    except OSError as error:
-        gone = os.path.islink(path) and not os.path.exists(path)
-        message = (
-            f"is a link to {os.readlink(path)!r}, which leads nowhere" if gone else f"cannot be read: {error.strerror or error}"
-        )
-        place = os.path.join(file.label, name)
+        return read_plain(path)
+    except (OSError, ValueError) as error:
+        gone = path.is_symlink() and not path.exists()
+        reason = getattr(error, "strerror", None) or error
+        message = f"is a link to {os.readlink(path)!r}, which leads nowhere" if gone else f"cannot be read: {reason}"
         raise DataError(Problem(message=message, place=place, hint="Restore the file, or remove it.")) from error
 
 

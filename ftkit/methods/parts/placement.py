@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -149,6 +148,7 @@ def factor_field(auto: str) -> Any:
 
 def _config(facts: ModelFacts) -> dict[str, Any]:
     """The model's config.json; empty where it is not at hand."""
+    from ftkit.models.folder import read_json
+
     path = facts.path / "config.json" if facts.path else None
-    config = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
-    return config if isinstance(config, dict) else {}
+    return read_json(path) if path and path.is_file() else {}
