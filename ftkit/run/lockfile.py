@@ -30,7 +30,7 @@ def make_lock(plan: Plan, splits: Splits, processor_key: str, *, world_size: int
         "git": git_revision(Path.cwd()),
         "model_files": hash_model(plan.facts),
         "training": {
-            "recipe": _digest(training_values(plan)),
+            "recipe": training_digest(plan),
             "data": {name: {"rows": len(table), "sha256": table.fingerprint()} for name, table in splits.items()},
             "tokenizer": processor_key,
             "world_size": world_size,
@@ -51,6 +51,11 @@ def training_values(plan: Plan) -> dict[str, Any]:
     values["train"] = {key: value for key, value in values["train"].items() if key not in NOT_TRAINING_TRAIN}
     values["data"] = {key: value for key, value in values["data"].items() if key not in NOT_TRAINING_DATA}
     return values
+
+
+def training_digest(plan: Plan) -> str:
+    """A hash of `training_values`."""
+    return _digest(training_values(plan))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
