@@ -15,8 +15,8 @@ METHOD = "adapter-fusion"
 def fusion_overrides(adapters: Sequence[Path]) -> list[str]:
     """Overrides of a recipe that make it fuse these runs (which have exported an adapter) or exported adapters.
 
-    Learning rate and epochs of the recipe were chosen for another method; they are left to this one's defaults by the caller's own
-    overrides alone. Raises RecipeError for fewer than two, RunFolderError for what is neither, or exported none.
+    Other keys stay as they are: a learning rate that the recipe states was chosen for its own method.
+    Raises RecipeError for fewer than two, RunFolderError for what is neither, or exported none.
     """
     if len(adapters) < 2:
         message = f"a fusion needs two adapters or more, not {len(adapters)}"

@@ -255,7 +255,8 @@ def _config(adapter: Portable) -> Any:
 
 
 def _updates(adapter: Portable) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in adapter.tensors.items() if name not in set(_heads(adapter))}
+    heads = set(_heads(adapter))
+    return {name: tensor for name, tensor in adapter.tensors.items() if name not in heads}
 
 
 def _heads(adapter: Portable) -> list[str]:

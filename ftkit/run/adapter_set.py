@@ -106,12 +106,12 @@ class AdapterSet:
         if column is None:
             return self.names
         name = row.get(column) if isinstance(row, Mapping) else None
-        if name not in self.members:
+        if not isinstance(name, str) or name not in self.members:
             what = f"{shorten(name)} is none of the adapters" if name is not None else "the row names no adapter"
             raise DataError(
                 Problem(message=what, place=f"input, row {number}", key=column, hint=f"The adapters: {', '.join(self.names)}")
             )
-        return [str(name)]
+        return [name]
 
     def _answers(
         self, name: str, chunk: Sequence[Any], wanted: Sequence[Sequence[str]], start: int, size: int, keep_columns: bool
@@ -184,11 +184,13 @@ class _Loader:
 
 def _taking_turns(known: Predictor, folder: Path, plan: Plan, allow_code: bool) -> Predictor:
     """The same predictor with the task as another run left it."""
-    # A copy, because the task has looked at the model (`bind`), which it does once.
-    task = copy.copy(known.task)
+    prepared = known.prepared
+    # A copy, because the task has looked at the model (`bind`), which it does once. Of the model there is no copy.
+    kept = (*prepared.model.modules(), *prepared.model.parameters(), *prepared.model.buffers(), prepared.processor)
+    task = copy.deepcopy(known.task, {id(part): part for part in kept})
     take_learned(task, folder, allow_code=allow_code)
     predictor = copy.copy(known)
-    predictor.folder, predictor.prepared = folder, replace(known.prepared, plan=plan, task=task)
+    predictor.folder, predictor.prepared = folder, replace(prepared, plan=plan, task=task)
     return predictor
 
 

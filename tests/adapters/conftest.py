@@ -73,6 +73,18 @@ def relabeled(train: Train, workshop: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def renamed(train: Train, workshop: Path) -> Path:
+    """A run with as many labels under other names: its trained values fit the model of the first one."""
+    for split in ("train", "validation", "test"):
+        text = (workshop / f"{split}.jsonl").read_text(encoding="utf-8")
+        (workshop / f"renamed-{split}.jsonl").write_text(
+            text.replace('"calm"', '"zen"').replace('"angry"', '"mad"'), encoding="utf-8"
+        )
+    data = ", ".join(f"{split}: {workshop / f'renamed-{split}.jsonl'}" for split in ("train", "validation", "test"))
+    return train("renamed", data=f"{{{data}, cache: false}}")
+
+
+@pytest.fixture(scope="session")
 def on_other_base(train: Train, workshop: Path) -> Path:
     save_tiny(workshop / "other-bert", "bert", seed=5)
     return train("on_other_base", model=str(workshop / "other-bert"))

@@ -241,7 +241,9 @@ def test_a_converted_adapter_can_be_fused(base: Path, train: Train, tmp_path: Pa
     source = hub_folder(tmp_path / "hub", base, SEQ_BN, OUTPUTS)
     api.convert_adapter(source, "ftkit", tmp_path / "converted")
     recipe = members[0] / "recipe.yaml"
-    result = api.fuse_adapters([*members, tmp_path / "converted"], recipe, ["train.max_steps=2"], output=tmp_path / "fused")
+    result = api.fuse_adapters(
+        [*members, tmp_path / "converted"], recipe, ["train.max_steps=2", "export=[]"], output=tmp_path / "fused"
+    )
     assert result.results["method"] == "adapter-fusion"
     assert len(list(ftkit.load(tmp_path / "fused").predict(["w1 w2"]))) == 1
 
