@@ -73,9 +73,7 @@ def extract_lora(request: ExtractRequest, observer: Observer) -> dict[str, Any]:
 
 
 def _refuse(found: Trained, request: ExtractRequest) -> None:
-    if found.recipe is None:
-        raise RecipeError(Problem(message="has no recipe", place=str(found.path)))
-    method = METHODS.get(found.recipe.method.name)(found.recipe.method.options)
+    method = found.method_of_run()
     if method.capabilities.adapter:
         message = f"{method.name} trained an adapter beside the model; there is nothing to extract"
         raise RecipeError(Problem(message=message, place=str(found.path), hint="Export it: ftkit export RUN --format adapter"))

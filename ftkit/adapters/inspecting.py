@@ -45,15 +45,15 @@ def inspect_adapter(found: Trained, *, allow_code: bool = False) -> dict[str, An
         return _report(found, "low rank", list(_low_rank(adapter)))
     if adapter is not None and found.kind != RUN:
         return _report(found, "tensors", list(_norms(found.tensors())))
+    can = found.capabilities
+    if can.adapter and not can.merge:
+        return _report(found, "tensors", list(_norms(found.tensors())))
     from ftkit.run.predictor import load_predictor
 
     predictor = load_predictor(found.path, allow_code=allow_code)
-    method = predictor.prepared.method
-    if method.capabilities.adapter and (adapter := of_predictor(predictor)).low_rank:
+    if can.adapter and (adapter := of_predictor(predictor)).low_rank:
         return _report(found, "low rank", list(_low_rank(adapter)))
-    if method.capabilities.adapter and not method.capabilities.merge:
-        return _report(found, "tensors", list(_norms(found.tensors())))
-    source = "merged" if method.capabilities.adapter else "tuned"
+    source = "merged" if can.adapter else "tuned"
     return _report(found, source, list(_differences(predictor, allow_code=allow_code)))
 
 

@@ -75,7 +75,7 @@ def merge_adapters(request: MergeRequest, observer: Observer) -> dict[str, Any]:
         adapters.append(of_predictor(predictor))
         before[str(member.path)] = measured(predictor, tables, observer, member.path.name)
     observer.stage("merging")
-    tensors, options = _merged(first, [_method(member) for member in members], adapters, how)
+    tensors, options = _merged(first, [member.method_of_run() for member in members], adapters, how)
     tensors |= _head(adapters, how, _head_index(request))
     plan = derived_plan(first.plan, Component(name=members[0].method, options=options))
     facts = {"combination": how.name, "weights": list(how.weights), "density": how.density, "head": request.head}
@@ -90,7 +90,7 @@ def check_request(request: MergeRequest, members: Sequence[Trained]) -> Combinat
     """How to combine. Raises RecipeError or ModelError for what does not fit together, without torch."""
     if len(members) < 2:
         raise RecipeError(Problem(message="a merge needs two runs or more", place="command line", hint="Name another run"))
-    methods = [_method(member) for member in members]
+    methods = [member.method_of_run() for member in members]
     _refuse_mixture(members, methods)
     how = _combination(request, methods[0], len(members))
     if reason := methods[0].combination_refusal(methods[1:], how):
@@ -99,13 +99,6 @@ def check_request(request: MergeRequest, members: Sequence[Trained]) -> Combinat
     refuse_other_bases(members)
     refuse_filled(request.output.absolute(), option="--output")
     return how
-
-
-def _method(member: Trained) -> Method:
-    recipe = member.recipe
-    if recipe is None:
-        raise RecipeError(Problem(message="has no recipe", place=str(member.path)))
-    return METHODS.get(recipe.method.name)(recipe.method.options)
 
 
 def _refuse_mixture(members: Sequence[Trained], methods: Sequence[Method]) -> None:
@@ -126,7 +119,7 @@ def _refuse_mixture(members: Sequence[Trained], methods: Sequence[Method]) -> No
 
 
 def _other_task(first: Trained, member: Trained) -> str:
-    names = [found.recipe.task.name for found in (first, member) if found.recipe]
+    names = [found.run_recipe.task.name for found in (first, member)]
     if names[0] != names[1]:
         return f"its task is {names[1]}, that of the first run {names[0]}"
     if first.learned() != member.learned():

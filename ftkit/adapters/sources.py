@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import ModelError, Problem, RunFolderError
 from ftkit.files import read_json
+from ftkit.methods.base import Capabilities, Method
 from ftkit.models.facts import read_facts
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.schema import ModelSpec, Recipe
+from ftkit.registry import METHODS
 from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, finished_results, readable
 from ftkit.run.lockfile import hash_model
 
@@ -50,6 +52,23 @@ class Trained:
     def weights(self) -> Path:
         """The safetensors file with what was trained."""
         return self.path / str(self.results["weights"]) / "trainable.safetensors" if self.kind == RUN else self.path / WEIGHTS
+
+    @property
+    def run_recipe(self) -> Recipe:
+        """The recipe of a run. Raises RunFolderError for an adapter."""
+        if self.recipe is None:
+            raise RunFolderError(Problem(message="is no run", place=str(self.path), hint="Give a run folder"))
+        return self.recipe
+
+    def method_of_run(self) -> Method:
+        """The method of a run, with its options."""
+        component = self.run_recipe.method
+        return METHODS.get(component.name)(component.options)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What can be done with what a run trained."""
+        return self.method_of_run().capabilities
 
     def learned(self) -> Any:
         """What the task of a run learned from its training rows (the label names)."""

@@ -111,7 +111,7 @@ def print_derived(results: Mapping[str, Any]) -> None:
     derived = results["derived"]
     splits = {name: split for name, split in results["splits"].items() if split.get("metrics")}
     for name, split in splits.items():
-        before = {Path(path).name: metrics[name] for path, metrics in derived["before"].items()}
+        before = {_short(path, list(derived["before"])): metrics[name] for path, metrics in derived["before"].items()}
         columns = [f"{name} ({split['rows']:,} rows)", *before, "result"]
         rows = [
             [metric, *(shown_number(found.get(metric)) for found in before.values()), shown_number(value)]
@@ -128,6 +128,12 @@ def print_derived(results: Mapping[str, Any]) -> None:
             "run folder": results["folder"],
         }
     )
+
+
+def _short(path: str, others: Sequence[str]) -> str:
+    """The name of a folder, or its whole path where another one is called the same."""
+    name = Path(path).name
+    return name if [Path(other).name for other in others].count(name) == 1 else path
 
 
 def _print_extraction(derived: Mapping[str, Any]) -> None:
