@@ -72,7 +72,7 @@ def factors(adapter: Portable) -> dict[str, tuple[Tensor, Tensor]]:
 
 def scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     """The factor s of a LoRA's update of a layer: alpha / r, with rsLoRA alpha / sqrt(r)."""
-    from peft.utils import get_pattern_key
+    from peft.utils.other import get_pattern_key
 
     patterns = config.get("alpha_pattern") or {}
     alpha = float(patterns.get(get_pattern_key(patterns.keys(), layer), config["lora_alpha"]))
