@@ -74,7 +74,7 @@ MUST_BE: Mapping[str, tuple[Any, str]] = {
 
 WITHOUT_EFFECT = frozenset(
     """
-    init_weights inv_adapter_reduction_factor phm_dim factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init
+    init_weights init_weights_seed inv_adapter_reduction_factor phm_dim factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init
     phm_init_range learn_phm hypercomplex_nonlinearity phm_rank phm_bias reduction_factor leave_out
     """.split()
 )

@@ -64,7 +64,8 @@ def extract_lora(request: ExtractRequest, observer: Observer) -> dict[str, Any]:
     observer.stage("extracting")
     split = _split(tuned, spec, request)
     tensors, facts = _decomposed(split.updates, request.rank)
-    options = METHODS.get(TARGET).Options(rank=request.rank, alpha=float(request.rank), targets=_targets(tuned, split.updates))
+    options_class: Any = METHODS.get(TARGET).Options
+    options = options_class(rank=request.rank, alpha=float(request.rank), targets=_targets(tuned, split.updates))
     plan = derived_plan(tuned.plan, Component(name=TARGET, options=options), model=spec)
     facts |= {"left_out": _left_out(split.rest, split.updates), "rank": request.rank}
     origin = Origin("extract", [found.path], facts, {str(found.path): before})

@@ -119,7 +119,8 @@ def _differences(predictor: Predictor, *, allow_code: bool) -> Iterator[dict[str
     tuned: Any = prepared.model
     if prepared.method.capabilities.adapter:
         # Merged in double precision: rounding would show as many small directions.
-        tuned = merge(to_uniform_dtype(tuned.to("cpu"), torch.float64))
+        whole: Any = to_uniform_dtype(tuned.to("cpu"), torch.float64)
+        tuned = merge(whole)
     linears = {f"{path}.weight" for path in prepared.layout.linears("all")}
     tuned_weights = dict(tuned.named_parameters())
     fresh = prepared.layout.fresh

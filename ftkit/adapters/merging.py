@@ -224,7 +224,7 @@ def _together(first: Predictor, adapters: Sequence[Portable]) -> Any:
             wrapped = get_peft_model(untuned(first, allow_code=first.task.allow_code), config, adapter_name=name)
         else:
             wrapped.add_adapter(name, config)
-        found = set_peft_model_state_dict(wrapped, _updates(adapter), adapter_name=name)
+        found: Any = set_peft_model_state_dict(wrapped, _updates(adapter), adapter_name=name)
         missing = [key for key in found.missing_keys if name in key.split(".")]
         if missing or found.unexpected_keys:
             raise ModelError(f"adapter {number + 1} does not fit the base: {(missing or found.unexpected_keys)[0]}")

@@ -74,6 +74,6 @@ def scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     """The factor s of a LoRA's update of a layer: alpha / r, with rsLoRA alpha / sqrt(r)."""
     from peft.utils.other import get_pattern_key
 
-    patterns = config.get("alpha_pattern") or {}
-    alpha = float(patterns.get(get_pattern_key(patterns.keys(), layer), config["lora_alpha"]))
+    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    alpha = float(patterns.get(get_pattern_key(list(patterns), layer), float(config["lora_alpha"])))
     return alpha / rank**0.5 if config.get("use_rslora") else alpha / rank

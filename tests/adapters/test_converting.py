@@ -27,7 +27,7 @@ SEQ_BN = {
     "inv_adapter_reduction_factor": None, "cross_adapter": False, "leave_out": [], "dropout": 0.0, "phm_layer": False, "phm_dim": 4,
     "factorized_phm_W": True, "shared_W_phm": False, "shared_phm_rule": True, "factorized_phm_rule": False, "phm_c_init": "normal",
     "phm_init_range": 0.0001, "learn_phm": True, "hypercomplex_nonlinearity": "glorot-uniform", "phm_rank": 1, "phm_bias": True,
-    "stochastic_depth": 0.0,
+    "stochastic_depth": 0.0, "init_weights_seed": None,
 }  # fmt: skip
 """What the library writes for `seq_bn`."""
 
