@@ -47,7 +47,7 @@ MODELS: Mapping[str, Names] = {
     **{kind: Names("transformer.h.{index}", _BESIDE) for kind in ("gpt2", "gptj")},
     **{kind: Names("model.layers.{index}", _BESIDE) for kind in ("llama", "mistral")},
     **{kind: Names("model.{stack}.layers.{index}", _BESIDE) for kind in ("bart", "mbart", "plbart")},
-    **{kind: Names(f"{kind}.encoder.layer.{{index}}", _BESIDE) for kind in ("vit", "beit")},
+    "vit": Names("vit.encoder.layer.{index}", {**_BESIDE, OUTPUT: ".output.output_adapters"}),
     **{kind: Names("transformer.{stack}.block.{index}", {}) for kind in ("t5", "mt5")},
 }
 """By transformers' name of the architecture. Others are refused: where the library puts adapters there is not known here."""
@@ -74,8 +74,8 @@ MUST_BE: Mapping[str, tuple[Any, str]] = {
 
 WITHOUT_EFFECT = frozenset(
     """
-    init_weights init_weights_seed inv_adapter_reduction_factor phm_dim factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule phm_c_init
-    phm_init_range learn_phm hypercomplex_nonlinearity phm_rank phm_bias reduction_factor leave_out
+    init_weights init_weights_seed inv_adapter_reduction_factor phm_dim factorized_phm_W shared_W_phm shared_phm_rule factorized_phm_rule
+    phm_c_init phm_init_range learn_phm hypercomplex_nonlinearity phm_rank phm_bias reduction_factor leave_out
     """.split()
 )
 """Starts, and settings of what is off; sizes and left-out blocks are read off the tensors."""

@@ -36,7 +36,7 @@ def _cell(entry: Mapping[str, Any], key: str) -> str:
     if key == "bytes":
         return shown_mib(value / 2**20)
     if key == "base":
-        return Path(str(value)).name
+        return Path(str(value)).name if Path(str(value)).is_absolute() else one_line(value)
     if key == "method" and entry["made_by"]:
         return f"{value} ({entry['made_by']})"
     return shown_number(value)
@@ -50,6 +50,7 @@ def _rest(entry: Mapping[str, Any]) -> list[str]:
     return [entry["task"] or "", shown, when]
 
 
+MEASURES = {"norm": "norm", "relative_norm": "relative norm", "effective_rank": "effective rank", "rank": "of rank"}
 SOURCES = {
     "low rank": "of the update s B A",
     "merged": "of the change of the merged weight",
@@ -66,20 +67,18 @@ def print_inspection(found: Mapping[str, Any]) -> None:
     if found["update_norm"] is not None:
         facts["norm of all updates"] = shown_number(found["update_norm"])
     print_facts(facts, title=one_line(found["path"]))
-    columns = ["layer", "parameters", "", "norm", "relative norm", "effective rank", "of rank"]
+    known = [key for key in MEASURES if any(layer[key] is not None for layer in found["layers"])]
+    columns = ["layer", "parameters", "of the", *(MEASURES[key] for key in known)]
     rows = [
         [
             layer["layer"],
             f"{layer['parameters']:,}",
             layer["what"],
-            *(
-                "" if layer[key] is None else shown_number(layer[key])
-                for key in ("norm", "relative_norm", "effective_rank", "rank")
-            ),
+            *("" if layer[key] is None else shown_number(layer[key]) for key in known),
         ]
         for layer in found["layers"]
     ]
-    print_table(columns, rows, right=[name for name in columns[1:] if name])
+    print_table(columns, rows, right=[name for name in columns[1:] if name != "of the"])
 
 
 def print_diff(found: Mapping[str, Any]) -> None:
