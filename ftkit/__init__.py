@@ -19,10 +19,48 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ftkit.api import doctor, export, inspect, load, load_recipe, plan, train, validate
+    from ftkit.api import (
+        convert_adapter,
+        diff_adapters,
+        doctor,
+        export,
+        extract_lora,
+        fuse_adapters,
+        inspect,
+        inspect_adapter,
+        list_adapters,
+        load,
+        load_adapters,
+        load_ensemble,
+        load_recipe,
+        merge_adapters,
+        plan,
+        train,
+        validate,
+    )
     from ftkit.errors import FtkitError
 
-__all__ = ["FtkitError", "__version__", "doctor", "export", "inspect", "load", "load_recipe", "plan", "train", "validate"]
+__all__ = [
+    "FtkitError",
+    "__version__",
+    "convert_adapter",
+    "diff_adapters",
+    "doctor",
+    "export",
+    "extract_lora",
+    "fuse_adapters",
+    "inspect",
+    "inspect_adapter",
+    "list_adapters",
+    "load",
+    "load_adapters",
+    "load_ensemble",
+    "load_recipe",
+    "merge_adapters",
+    "plan",
+    "train",
+    "validate",
+]
 
 
 def __dir__() -> list[str]:

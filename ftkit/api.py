@@ -12,6 +12,7 @@ from ftkit.recipe.schema import Recipe
 from ftkit.run.observer import Observer
 
 if TYPE_CHECKING:
+    from ftkit.run.adapter_set import AdapterSet
     from ftkit.run.predictor import Predictor
     from ftkit.run.train import RunResult
 
@@ -81,15 +82,56 @@ def train(
     return run_train(recipe, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)
 
 
-def load(run: str | Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Predictor:
+def load(run: str | Path, overrides: Sequence[str] = (), *, drop_blocks: int = 0, allow_code: bool = False) -> Predictor:
     """The model of a finished run: `.predict(rows)`, `.session()` and `.evaluate(split)`.
 
     overrides: options that concern nothing but prediction, as `task.generation.max_new_tokens=64`. Raises RecipeError for others.
+    drop_blocks: leave the bottleneck adapters of so many lowest blocks out (AdapterDrop).
     """
     quiet_libraries()
     from ftkit.run.predictor import load_predictor
 
-    return load_predictor(Path(run), overrides, allow_code=allow_code)
+    predictor = load_predictor(Path(run), overrides, allow_code=allow_code)
+    if drop_blocks:
+        from ftkit.run.dropping import drop_blocks as drop
+
+        drop(predictor, drop_blocks)
+    return predictor
+
+
+def load_ensemble(runs: Sequence[str | Path], *, allow_code: bool = False) -> Predictor:
+    """Finished runs of one recipe with other seeds (or data) that answer together, by votes or by the mean of their logits.
+
+    Raises RecipeError for runs that differ in base, task, method or labels, or that write text.
+    """
+    quiet_libraries()
+    from ftkit.run.ensemble import load_ensemble as load_members
+
+    return load_members([Path(run) for run in runs], allow_code=allow_code)
+
+
+def load_adapters(
+    run: str | Path,
+    adapters: Sequence[str | Path],
+    overrides: Sequence[str] = (),
+    *,
+    drop_blocks: int = 0,
+    allow_code: bool = False,
+) -> AdapterSet:
+    """A run and others on the same base, which is in memory once: `.predict(rows, column=...)`, `.names`, `.predictor(name)`.
+
+    adapters: run folders, or `NAME=FOLDER`. Raises ModelError for another base, RecipeError for names that come twice.
+    """
+    quiet_libraries()
+    from ftkit.run.adapter_set import load_adapters as load_members
+
+    found = load_members(Path(run), [str(adapter) for adapter in adapters], overrides, allow_code=allow_code)
+    if drop_blocks:
+        from ftkit.run.dropping import drop_blocks as drop
+
+        for name in found.names:
+            drop(found.members[name].predictor, drop_blocks)
+    return found
 
 
 def export(
@@ -104,3 +146,130 @@ def export(
     from ftkit.run.exporting import export_run
 
     return export_run(Path(run), format, to=Path(to) if to else None, allow_code=allow_code, observer=observer or Observer())
+
+
+# --- what was trained --------------------------------------------------------------------------------------------------
+
+
+def list_adapters(folders: Sequence[str | Path], *, base: str | None = None) -> list[dict[str, Any]]:
+    """Runs and exported adapters at or below folders: method, base, parameters, size, task, best metric, when.
+
+    base: a model folder that each is compared with, by the sha256 of its files (`base_matches`). Raises RunFolderError, ModelError.
+    """
+    from ftkit.adapters.listing import list_adapters as find
+
+    return find([Path(folder) for folder in folders], base)
+
+
+def inspect_adapter(path: str | Path, *, allow_code: bool = False) -> dict[str, Any]:
+    """Parameters, norm and effective rank of what a run or adapter holds, by layer; see `ftkit.adapters.inspecting`."""
+    quiet_libraries()
+    from ftkit.adapters.inspecting import inspect_adapter as look
+    from ftkit.adapters.sources import read_trained
+
+    return look(read_trained(Path(path)), allow_code=allow_code)
+
+
+def diff_adapters(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """In what two runs or adapters differ: tensors, settings, base; see `ftkit.adapters.differing.diff`."""
+    quiet_libraries()
+    from ftkit.adapters.differing import diff
+    from ftkit.adapters.sources import read_trained
+
+    return diff(read_trained(Path(a)), read_trained(Path(b)))
+
+
+def merge_adapters(
+    runs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    weights: Sequence[float] = (),
+    combination: str = "",
+    rank: int | None = None,
+    density: float | None = None,
+    head: str = "average",
+    evaluate: Sequence[str] | None = None,
+    allow_code: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Makes one run out of several with adapters of one base and one label set; returns its results, `derived.before` of the members.
+
+    weights: one for each (default: equal, summing to 1). combination: PEFT's `combination_type` (default: `cat`, exact). rank: with svd.
+    density: share of values to keep, with ties, dare and magnitude_prune. head: `average`, or the number (from 1) or folder of the run
+    whose head to take. evaluate: splits to measure before and after (default: validation and test; `none`: nothing).
+    Raises RecipeError, ModelError or RunFolderError for what does not go together.
+    """
+    quiet_libraries()
+    from ftkit.adapters.merging import MergeRequest
+    from ftkit.adapters.merging import merge_adapters as merge
+
+    request = MergeRequest(
+        runs=[Path(run) for run in runs],
+        output=Path(output),
+        weights=weights,
+        combination=combination,
+        rank=rank,
+        density=density,
+        head=head,
+        evaluate=evaluate,
+        allow_code=allow_code,
+    )
+    return merge(request, observer or Observer())
+
+
+def extract_lora(
+    run: str | Path,
+    rank: int,
+    output: str | Path,
+    *,
+    base: str | None = None,
+    evaluate: Sequence[str] | None = None,
+    allow_code: bool = False,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Makes a LoRA run out of one that tuned the model itself; returns its results, `derived` with the errors by layer.
+
+    base: the model to take the updates against (default: that of the run's recipe). evaluate: as for `merge_adapters`.
+    """
+    quiet_libraries()
+    from ftkit.adapters.extracting import ExtractRequest
+    from ftkit.adapters.extracting import extract_lora as extract
+
+    request = ExtractRequest(run=Path(run), rank=rank, output=Path(output), base=base, evaluate=evaluate, allow_code=allow_code)
+    return extract(request, observer or Observer())
+
+
+def convert_adapter(
+    source: str | Path, to: str, output: str | Path, *, base: str | None = None, name: str = "", allow_code: bool = False
+) -> dict[str, Any]:
+    """Rewrites a bottleneck adapter of AdapterHub's library for ftkit (`to="ftkit"`), or one of ftkit for it (`to="adapterhub"`).
+
+    base: the base model's folder (default: of a run its own). name: what AdapterHub is to call the adapter (default: the source's name).
+    Returns {`path`, `to`, `name`, `settings`, `tensors`, `left_out`}. Raises RecipeError with each setting that the other side cannot
+    express, ModelError if names or shapes do not fit the base.
+    """
+    quiet_libraries()
+    from ftkit.adapters.converting import convert
+
+    return convert(Path(source), to, Path(output), base=base, name=name, allow_code=allow_code)
+
+
+def fuse_adapters(
+    adapters: Sequence[str | Path],
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    allow_code: bool = False,
+) -> RunResult:
+    """Trains an AdapterFusion of trained adapters on the data of a recipe: `train` with the method replaced.
+
+    overrides: as for `load_recipe`, applied after that. Raises as `train` does.
+    """
+    from ftkit.adapters.fusing import fusion_overrides
+
+    chosen = load_recipe(recipe, [*fusion_overrides([Path(adapter) for adapter in adapters]), *overrides])
+    return train(chosen, output=output, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)

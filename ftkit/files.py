@@ -106,10 +106,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def refuse_filled(folder: Path) -> None:
-    """Raises RunFolderError if a folder that is to be written already holds files."""
+def refuse_filled(folder: Path, option: str = "--to") -> None:
+    """Raises RunFolderError if a folder that is to be written already holds files. option: with which the user named it."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        problem = Problem(message="already holds files", place=str(folder), hint="Choose another folder with --to, or remove it")
+        problem = Problem(
+            message="already holds files", place=str(folder), hint=f"Choose another folder with {option}, or remove it"
+        )
         raise RunFolderError(problem)
 
 

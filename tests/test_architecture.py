@@ -25,6 +25,7 @@ LAYERS = [
     {"training"},
     {"exports", "report", "diagnostics"},
     {"run"},
+    {"adapters"},
     {"api"},
     {"cli"},
 ]

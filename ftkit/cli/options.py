@@ -31,6 +31,43 @@ PredictionOptions = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `ftkit train` printed it.", show_default=False)]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter",
+        metavar="RUN",
+        help="Another run on the same base, which answers too; NAME=RUN to name it. The base is in memory once. Repeatable.",
+        show_default=False,
+    ),
+]
+AdapterColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--adapter-column",
+        metavar="NAME",
+        help="With --adapter: the column that names the one adapter of a row.",
+        show_default=False,
+    ),
+]
+Ensemble = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--ensemble",
+        metavar="RUN",
+        help="Another run of the same recipe (with another seed) that votes together with this one. Repeatable.",
+        show_default=False,
+    ),
+]
+DropBlocks = Annotated[
+    int,
+    typer.Option(
+        "--drop-blocks",
+        metavar="N",
+        min=0,
+        help="Leave the bottleneck adapters of the N lowest blocks out (AdapterDrop).",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; everything else on standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the run folder, nothing else.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]

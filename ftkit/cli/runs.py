@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ftkit.cli.files import refuse_existing
-from ftkit.cli.options import AllowCode, AsJson, Force, Plugins, PredictionOptions, Run, load_plugins, refuse_both
+from ftkit.cli.options import (
+    AdapterColumn,
+    Adapters,
+    AllowCode,
+    AsJson,
+    DropBlocks,
+    Ensemble,
+    Force,
+    Plugins,
+    PredictionOptions,
+    Run,
+    load_plugins,
+    refuse_both,
+)
 from ftkit.cli.output import (
     document_text,
     emit,
@@ -45,13 +59,17 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option("--data", metavar="FILE", help="Other rows, with their targets.", show_default=False)
     ] = None,
+    ensemble: Ensemble = None,
+    drop_blocks: DropBlocks = 0,
     as_json: AsJson = False,
     plugins: Plugins = None,
     allow_code: AllowCode = False,
 ) -> None:
     """Measure a run on a split of its recipe, or on other data."""
     refuse_both(split=split, data=data)
-    predictor = _load(run, options, plugins, allow_code, as_json)
+    load_plugins(plugins)
+    choice = _Choice(run, options or (), ensemble=ensemble or (), drop_blocks=drop_blocks, allow_code=allow_code)
+    predictor = _load(choice, as_json)
     found = predictor.evaluate(split=split or "test", data=data)
     if as_json:
         emit(found)
@@ -98,6 +116,10 @@ def predict(
         int | None, typer.Option("--batch-size", min=1, help="Rows at a time (default: as in training).", show_default=False)
     ] = None,
     force: Force = False,
+    adapters: Adapters = None,
+    adapter_column: AdapterColumn = None,
+    ensemble: Ensemble = None,
+    drop_blocks: DropBlocks = 0,
     as_json: AsJson = False,
     plugins: Plugins = None,
     allow_code: AllowCode = False,
@@ -107,11 +129,22 @@ def predict(
     Rows stand under the column names of the training data; targets are not needed.
     """
     refuse_both(input=source, text=texts, interactive=interactive)
-    for name, given in {"--json": as_json, "--output": output, "--keep-columns": keep_columns, "--batch-size": batch_size}.items():
+    useless = {
+        "--json": as_json,
+        "--output": output,
+        "--keep-columns": keep_columns,
+        "--batch-size": batch_size,
+        "--adapter": adapters,
+    }
+    for name, given in useless.items():
         if interactive and given:
             raise typer.BadParameter(f"{name} has no effect with --interactive; leave it out, or give rows by --input or --text")
+    if adapter_column and not adapters:
+        raise typer.BadParameter("--adapter-column names the adapter of a row; give the adapters by --adapter")
+    load_plugins(plugins)
+    choice = _Choice(run, options or (), adapters or (), ensemble or (), drop_blocks, allow_code)
     if interactive:
-        _converse(run, options, plugins, allow_code)
+        _converse(choice)
         return
     if not source and not texts:
         raise typer.BadParameter("give --input FILE, --input -, --text TEXT or --interactive")
@@ -120,9 +153,12 @@ def predict(
     from ftkit.cli.predictions import print_predictions, write_predictions
 
     with standard_output_for_documents():
-        predictor = _load(run, options, plugins, allow_code, as_json)
-        rows: Iterable[Any] = texts if texts else predictor.read(str(source))
-        found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns)
+        if choice.adapters:
+            found = _predict_with_adapters(choice, texts or str(source), batch_size, keep_columns, adapter_column, as_json)
+        else:
+            predictor = _load(choice, as_json)
+            rows: Iterable[Any] = texts if texts else predictor.read(str(source))
+            found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns)
         if output is None:
             print_predictions(found, as_json=as_json)
             return
@@ -177,20 +213,56 @@ def _refuse_unfinished(run: Path) -> None:
     finished_results(read_run(run))
 
 
-def _load(run: Path, options: Sequence[str] | None, plugins: list[Path] | None, allow_code: bool, as_json: bool) -> Predictor:
-    load_plugins(plugins)
+@dataclass(frozen=True)
+class _Choice:
+    """The model that answers: a run, alone, with others beside it, or together with others."""
+
+    run: Path
+    options: Sequence[str] = ()
+    adapters: Sequence[str] = ()
+    ensemble: Sequence[Path] = ()
+    drop_blocks: int = 0
+    allow_code: bool = False
+
+    def __post_init__(self) -> None:
+        refuse_both(adapter=self.adapters, ensemble=self.ensemble)
+        refuse_both(ensemble=self.ensemble, drop_blocks=self.drop_blocks)
+        if self.ensemble and self.options:
+            raise typer.BadParameter(f"{self.options[0]} has no effect with --ensemble; leave it out")
+
+
+def _load(choice: _Choice, as_json: bool) -> Predictor:
     from ftkit import api
     from ftkit.cli.display import make_progress
 
     with make_progress(as_json=as_json) as display:
         display.stage("loading the run")
-        return api.load(run, options or (), allow_code=allow_code)
+        if choice.ensemble:
+            return api.load_ensemble([choice.run, *choice.ensemble], allow_code=choice.allow_code)
+        return api.load(choice.run, choice.options, drop_blocks=choice.drop_blocks, allow_code=choice.allow_code)
 
 
-def _converse(run: Path, options: Sequence[str] | None, plugins: list[Path] | None, allow_code: bool) -> None:
+def _predict_with_adapters(
+    choice: _Choice, given: list[str] | str, batch_size: int | None, keep_columns: bool, column: str | None, as_json: bool
+) -> Iterator[dict[str, Any]]:
+    from ftkit import api
+    from ftkit.cli.display import make_progress
+
+    if column and not isinstance(given, str):
+        raise typer.BadParameter("--adapter-column needs rows with columns; give them by --input")
+    with make_progress(as_json=as_json) as display:
+        display.stage("loading the adapters")
+        found = api.load_adapters(
+            choice.run, choice.adapters, choice.options, drop_blocks=choice.drop_blocks, allow_code=choice.allow_code
+        )
+    rows: Iterable[Any] = found.first.read(given) if isinstance(given, str) else given
+    return found.predict(rows, batch_size=batch_size, keep_columns=keep_columns, column=column)
+
+
+def _converse(choice: _Choice) -> None:
     from ftkit.cli.interactive import converse
 
-    predictor = _load(run, options, plugins, allow_code, as_json=False)
+    predictor = _load(choice, as_json=False)
     recipe = predictor.plan.recipe
     converse(predictor.session(), title=f"{recipe.task.name}, {recipe.method.name} on {recipe.model.name}")
 

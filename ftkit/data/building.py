@@ -139,14 +139,18 @@ class TableBuilder:
         self._conflicts[name] = Problem(message=message, place=self._origin.place(position), key=name, hint=hint)
 
 
-def table_from_rows(rows: Sequence[Mapping[str, Any]], origin: str, *, first_row: int = 1) -> Table:
-    """A table of rows given in memory (numpy values become Python ones); messages call them `<origin>, row N`, from `first_row` on.
+def table_from_rows(
+    rows: Sequence[Mapping[str, Any]], origin: str, *, first_row: int = 1, numbers: Sequence[int] | None = None
+) -> Table:
+    """A table of rows given in memory (numpy values become Python ones); messages call them `<origin>, row N`.
+
+    numbers: N of each row (default: from `first_row` on).
 
     Raises DataError if there are none.
     """
     plain = [{name: _python_value(value) for name, value in row.items()} for row in rows]
     with TableBuilder(Origin(label=origin)) as builder:
-        builder.add_rows(plain, range(first_row, first_row + len(rows)))
+        builder.add_rows(plain, numbers if numbers is not None else range(first_row, first_row + len(rows)))
         return builder.finish()
 
 

@@ -63,6 +63,20 @@ class Capabilities:
     trains: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """How several adapters become one, in the words of PEFT's `add_weighted_adapter`.
+
+    weights: one for each adapter. rank: of the result, where singular values decide (`svd`). density: share of the values that is kept,
+    where some are dropped (`ties`, `dare_linear` ...).
+    """
+
+    name: str
+    weights: Sequence[float]
+    rank: int | None = None
+    density: float | None = None
+
+
 class NoOptions(Strict):
     """A method without options."""
 
@@ -86,6 +100,9 @@ class Method(ABC):
     """Options that have no usable default: a recipe must give them, and `refusal` says so if it does not."""
     known_to_peft: ClassVar[bool] = True
     """Whether plain PEFT loads this method's adapters; those of ftkit's own tuners need `import ftkit.tuners` first."""
+
+    combinations: ClassVar[tuple[str, ...]] = ()
+    """Ways in which several adapters of this method become one (PEFT's `combination_type`), that by default first; () where none does."""
 
     path_options: ClassVar[frozenset[str]] = frozenset()
     """Options that name local folders, as a text or a list of texts; the plan makes them absolute."""
@@ -162,6 +179,18 @@ class Method(ABC):
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - an optional hook
         """Called after backward and the optimizer's update, before gradients are cleared. `step` counts from 1."""
+
+    def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
+        """Why adapters of this method and of `others`, which have the same name, do not combine in this way; '' if they do."""
+        return ""
+
+    def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
+        """Adds the adapter `target` to a PeftModel that holds those called `names`. Only for methods with `combinations`."""
+        raise NotImplementedError(f"{self.name} has no combinations")
+
+    def combined_options(self, others: Sequence[Method], config: Any, layers: Sequence[str]) -> Strict:
+        """Options under which `apply` makes room for a combined adapter. config: PEFT's, of the result. layers: paths that it adapts."""
+        return self.options
 
     def save_adapter(self, model: Any, folder: Path) -> None:
         """Writes the adapter of the `PeftModel` that `apply` returned: it must load onto the untouched base and compute the same."""

@@ -10,12 +10,12 @@ Source: Liu et al. 2022, https://arxiv.org/abs/2205.05638, section 3.3, equation
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, range_refusal
+from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Combination, Default, Method, Paper, range_refusal
 from ftkit.methods.parts.targets import BLOCKS_TEXT, all_conv1d, chosen_layers, layer_shapes
 from ftkit.recipe.schema import Strict
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ftkit.models.layout import ModelLayout
 
 FEED_FORWARD = "ffn_out"
+SUM_TOLERANCE = 1e-6
 
 
 class Options(Strict):
@@ -53,6 +54,7 @@ class IA3(AdapterMethod):
     capabilities = Capabilities(adapter=True, merge=True, quantized=True)
     Options = Options
     prefix = "ia3_"
+    combinations = ("linear",)
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         if facts.kind == "decoder":
@@ -84,6 +86,16 @@ class IA3(AdapterMethod):
         inner, outer = self._paths(layout)
         factors = sum(inward for inward, _ in layer_shapes(layout, inner)) + sum(out for _, out in layer_shapes(layout, outer))
         return factors + head_parameter_count(layout)
+
+    def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
+        if any(method.options != self.options for method in others):
+            return "the adapters have factors at other places: their `targets` or `blocks` differ"
+        if abs(sum(how.weights) - 1) > SUM_TOLERANCE:
+            return f"factors are one where nothing changes, so their weights must sum to 1, not to {sum(how.weights):g}"
+        return ""
+
+    def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
+        wrapped.base_model.add_weighted_adapter(list(names), list(how.weights), target)
 
     def _paths(self, layout: ModelLayout) -> tuple[list[str], list[str]]:
         """Paths of the layers whose inputs and of those whose outputs have factors. Raises ModelError for missing targets."""

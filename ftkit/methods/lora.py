@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Combination, Default, Method, Paper
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
     BlockRanges,
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 SPLIT_STARTS = ("pissa", "olora")
 """Starts that move a part of the weight into B A."""
+
+PRUNING = ("ties", "dare_linear", "dare_ties", "magnitude_prune")
+"""Combinations that drop values of A and B; with `_svd` behind, of the whole updates."""
 
 EVA_BATCHES = 16
 """Batches that EVA looks at, at most: its directions mostly stand still long before."""
@@ -107,6 +110,7 @@ class LoRA(TargetedMethod):
     capabilities = Capabilities(adapter=True, merge=True, quantized=True)
     Options = Options
     prefix = "lora_"
+    combinations = ("cat", "svd", "linear", *PRUNING, *(f"{name}_svd" for name in PRUNING))
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
@@ -217,6 +221,30 @@ class LoRA(TargetedMethod):
         super().save_adapter(model, folder)
         if self._initial:
             write_against_whole_weight(folder, self._initial)
+
+    def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
+        if any(method.options.dora for method in (self, *others)):
+            return "adapters with `dora` do not combine: the lengths of the weight rows are no part of the update"
+        return ""
+
+    def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
+        for name in names:
+            # PEFT takes alpha = rank for a scale of one, which it is not under rsLoRA. The scales of the members are set by now.
+            wrapped.peft_config[name].use_rslora = False
+        wrapped.base_model.add_weighted_adapter(
+            list(names),
+            list(how.weights),
+            target,
+            combination_type=how.name,
+            svd_rank=how.rank,
+            svd_full_matrices=False,
+            density=how.density,
+        )
+
+    def combined_options(self, others: Sequence[Method], config: Any, layers: Sequence[str]) -> Strict:
+        places = [(method.options.targets, method.options.blocks) for method in (self, *others)]
+        targets, blocks = places[0] if all(place == places[0] for place in places) else (list(layers), None)
+        return Options(rank=config.r, alpha=float(config.r), dropout=self.options.dropout, targets=targets, blocks=blocks)
 
     def layer_count(self, inward: int, outward: int) -> int:
         """r (in + out), with DoRA one length per output."""

@@ -34,7 +34,7 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
     parts = [
         head,
         _metrics(results),
-        _facts(plan, results),
+        _derivation(results) if results.get("derived") else _facts(plan, results),
         _data(results, lock),
         _loading(plan, results, task, backbone),
         _method(plan),
@@ -76,6 +76,27 @@ def _facts(plan: Plan, results: Mapping[str, Any]) -> list[str]:
     ]
     if results["best"]["step"] is not None:
         lines.append(f"- weights of step {results['best']['step']:,}, the best by validation {train.best_metric}")
+    return [*lines, ""]
+
+
+def _derivation(results: Mapping[str, Any]) -> list[str]:
+    """Of a run that was not trained but made out of others."""
+    derived, parameters = results["derived"], results["parameters"]
+    share = 100 * parameters["trainable"] / parameters["total"]
+    lines = [
+        "## Made from other runs",
+        "",
+        f"Not trained: made by `ftkit adapters {derived['by']}` out of",
+        "",
+        *(f"- `{source}`" for source in derived["from"]),
+        "",
+        f"- parameters of the adapter and head: {parameters['trainable']:,} of {parameters['total']:,} ({share:.3g} %)",
+    ]
+    settings = {name: value for name, value in derived.items() if isinstance(value, (str, int, float)) and name != "by"}
+    lines += [
+        f"- {name.replace('_', ' ')}: {value:g}" if isinstance(value, float) else f"- {name.replace('_', ' ')}: {value}"
+        for name, value in settings.items()
+    ]
     return [*lines, ""]
 
 

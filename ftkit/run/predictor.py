@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -30,7 +30,7 @@ from ftkit.run.carried_columns import carried_columns
 from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_learned, read_run, readable
 from ftkit.run.lockfile import hash_model
 from ftkit.run.planning import make_plan_here
-from ftkit.tasks.base import Task
+from ftkit.tasks.base import Prediction, Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,22 +82,28 @@ class Predictor:
         return iter(table)
 
     def predict(
-        self, rows: Iterable[Mapping[str, Any] | str], batch_size: int | None = None, *, keep_columns: bool = False
+        self,
+        rows: Iterable[Mapping[str, Any] | str],
+        batch_size: int | None = None,
+        *,
+        keep_columns: bool = False,
+        numbers: Iterable[int] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Targets are not needed.
 
         Rows stand under the data's column names, as in training, or under the task's own (`{"text": ...}`); where the input is one
         text, a row may be that text. Reads as many rows at a time as one batch holds. A result begins with the `id` of a row that has
-        one; keep_columns: with all columns of the row. Raises DataError for a row that the task cannot use, RecipeError for texts where
-        a row needs more than one.
+        one; keep_columns: with all columns of the row. numbers: what messages call the rows (default: from 1 on).
+        Raises DataError for a row that the task cannot use, RecipeError for texts where a row needs more than one.
         """
         from ftkit.training.evaluation import predict_features
 
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
-        given = enumerate([rows] if isinstance(rows, str) else rows, start=1)
-        pending, start = (self._row(row, number) for number, row in given), 1
-        while chunk := list(islice(pending, size)):
-            table, store = self._encoded(chunk, start)
+        given = zip(count(1) if numbers is None else numbers, [rows] if isinstance(rows, str) else rows, strict=False)
+        pending = ((number, self._row(row, number)) for number, row in given)
+        while numbered := list(islice(pending, size)):
+            chunk = [row for _, row in numbered]
+            table, store = self._encoded(chunk, [number for number, _ in numbered])
             predictions, _, _ = predict_features(
                 self._model,
                 self.task,
@@ -111,16 +117,15 @@ class Predictor:
             for prediction, row, columns in zip(predictions, table, chunk, strict=True):
                 shown = self.task.present(prediction, row)
                 yield {**carried_columns(columns, shown, everything=keep_columns), **shown}
-            start += len(chunk)
 
     def encode(self, row: Mapping[str, Any] | str) -> FeatureStore:
         """The features of one row, as the model takes them. Raises as `predict` does."""
-        return self._encoded([self._row(row, 1)], 1)[1]
+        return self._encoded([self._row(row, 1)], [1])[1]
 
-    def _encoded(self, rows: Sequence[Mapping[str, Any]], start: int) -> tuple[Table, FeatureStore]:
+    def _encoded(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> tuple[Table, FeatureStore]:
         from ftkit.run.wiring import encode_rows
 
-        table = self._table(table_from_rows(rows, "input", first_row=start))
+        table = self._table(table_from_rows(rows, "input", numbers=numbers))
         return table, encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
 
     def _row(self, row: Any, number: int) -> Mapping[str, Any]:
@@ -154,15 +159,18 @@ class Predictor:
 
         Raises RecipeError if there is no such split, DataError if the rows do not fit.
         """
+        name = data or split or "test"
+        rows = self._source(data) if data else self._split(name)
+        return {"split": name, **self.measure(rows, cache=self.plan.recipe.data.cache and not data)[0]}
+
+    def measure(self, rows: Table, *, cache: bool) -> tuple[dict[str, Any], list[Prediction]]:
+        """{`rows`, `metrics`, `intervals`, `details`} of checked rows with targets, and the predictions. cache: keep them encoded."""
         from ftkit.run.wiring import encode_rows
         from ftkit.training.evaluation import evaluate
 
-        name = data or split or "test"
-        rows = self._source(data) if data else self._split(name)
         train, processor = self.plan.recipe.train, self.prepared.processor
-        spec = self.plan.recipe.data
-        count, cache = number_of_workers(spec.num_workers), spec.cache and not data
-        store = encode_rows(rows, self.task, processor, self._processor_hash, cache=cache, num_workers=count)
+        workers = number_of_workers(self.plan.recipe.data.num_workers)
+        store = encode_rows(rows, self.task, processor, self._processor_hash, cache=cache, num_workers=workers)
         found = evaluate(
             self._model,
             self.task,
@@ -173,13 +181,13 @@ class Predictor:
             max_tokens=train.max_tokens,
             accelerator=self._accelerator,
         )
-        return {
-            "split": name,
+        report = {
             "rows": len(rows),
             "metrics": found.metrics,
             "intervals": self.task.intervals(found.predictions, rows),
             "details": self.task.details(found.predictions, rows),
         }
+        return report, found.predictions
 
     def _source(self, data: str) -> Table:
         return load_rows(data, self.task, self.plan.recipe.data.columns, Path.cwd(), need_targets=True)
@@ -200,14 +208,9 @@ def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool
     quiet_libraries()
     folder = read_run(run)
     results = finished_results(folder)
-    recipe = _read_recipe(folder, overrides)
-    plan = make_plan_here(recipe, read_facts(recipe.model, folder))
+    plan = read_plan(folder, overrides)
     task = plan.task()
-    task.allow_code = allow_code
-    learned = read_learned(folder, results)
-    with readable(folder / TASK):
-        task.restore(learned["state"])
-        task.calibration = dict(learned["calibration"])
+    take_learned(task, folder, allow_code=allow_code)
     # Hashing waits for the disk and torch's import for the processor, so that both together take little longer than one.
     with ThreadPoolExecutor(max_workers=1) as pool:
         hashes = pool.submit(hash_model, plan.facts)
@@ -215,9 +218,24 @@ def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool
         from ftkit.training.checkpoint import open_checkpoint
     _refuse_another_base(folder, plan, hashes.result())
     processor, key = prepare_processor(plan)
-    prepared = prepare_model(plan, task, processor, seed=recipe.seed, allow_code=allow_code)
+    prepared = prepare_model(plan, task, processor, seed=plan.recipe.seed, allow_code=allow_code)
     load_weights(prepared, open_checkpoint(folder / results["weights"]).tensors)
     return Predictor(folder, prepared, key)
+
+
+def read_plan(folder: Path, overrides: Sequence[str] = ()) -> Plan:
+    """The plan of a run. overrides: as for `load_predictor`. Raises RecipeError, ModelError or RunFolderError."""
+    recipe = _read_recipe(folder, overrides)
+    return make_plan_here(recipe, read_facts(recipe.model, folder))
+
+
+def take_learned(task: Task, folder: Path, *, allow_code: bool) -> None:
+    """Gives a task what it learned from the training rows of a run, and what the validation split decided."""
+    task.allow_code = allow_code
+    learned = read_learned(folder, finished_results(folder))
+    with readable(folder / TASK):
+        task.restore(learned["state"])
+        task.calibration = dict(learned["calibration"])
 
 
 def _read_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:

@@ -1,0 +1,246 @@
+"""What was trained, as the verbs of `ftkit adapters` take it: a finished run, or the folder of an exported adapter. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ftkit.errors import ModelError, Problem, RunFolderError
+from ftkit.files import read_json
+from ftkit.methods.base import Capabilities, Method
+from ftkit.models.facts import read_facts
+from ftkit.recipe.load import parse_recipe
+from ftkit.recipe.schema import ModelSpec, Recipe
+from ftkit.registry import METHODS
+from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, finished_results, readable
+from ftkit.run.lockfile import hash_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLED = ("adapter_model.bin", "pytorch_adapter.bin")
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors format."""
+
+RUN, ADAPTER = "run", "adapter"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run (`kind` run) or an exported adapter (`kind` adapter).
+
+    method: of the recipe, or PEFT's type in small letters. base: the name of the base model, as recorded.
+    base_files: sha256 of its files by name; empty where nobody recorded them. recipe, results: of a run. config: of an adapter.
+    """
+
+    path: Path
+    kind: str
+    method: str
+    base: str
+    base_files: Mapping[str, str] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> Path:
+        """The safetensors file with what was trained."""
+        return self.path / str(self.results["weights"]) / "trainable.safetensors" if self.kind == RUN else self.path / WEIGHTS
+
+    @property
+    def run_recipe(self) -> Recipe:
+        """The recipe of a run. Raises RunFolderError for an adapter."""
+        if self.recipe is None:
+            raise RunFolderError(Problem(message="is no run", place=str(self.path), hint="Give a run folder"))
+        return self.recipe
+
+    def method_of_run(self) -> Method:
+        """The method of a run, with its options."""
+        component = self.run_recipe.method
+        return METHODS.get(component.name)(component.options)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What can be done with what a run trained."""
+        return self.method_of_run().capabilities
+
+    def learned(self) -> Any:
+        """What the task of a run learned from its training rows (the label names)."""
+        with readable(self.path / TASK):
+            return read_json(self.path / TASK)["state"]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained, under `plain_name`s. Raises RunFolderError or ModelError if it cannot be read."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        from ftkit.training.checkpoint import open_checkpoint
+
+        if self.kind == RUN:
+            saved = open_checkpoint(self.weights.parent).tensors("trainable")
+        else:
+            try:
+                saved = load_file(self.weights)
+            except (OSError, SafetensorError) as error:
+                raise ModelError(Problem(message=f"cannot be read: {error}", place=str(self.weights))) from error
+        return {plain_name(name): tensor for name, tensor in saved.items()}
+
+
+def read_trained(path: Path) -> Trained:
+    """The run or adapter in a folder. Raises RunFolderError if it is neither, or an unfinished run."""
+    if (path / PLAN).is_file():
+        return _read_run(path)
+    if (path / CONFIG).is_file():
+        return _read_adapter(path)
+    if not path.is_dir():
+        raise RunFolderError(
+            Problem(message="there is no such folder", place=str(path), hint="Find some with: ftkit adapters list .")
+        )
+    message = f"is neither a run folder nor an adapter (it has no {PLAN} and no {CONFIG})"
+    raise RunFolderError(Problem(message=message, place=str(path), hint="Find some with: ftkit adapters list FOLDER"))
+
+
+def read_trained_run(path: Path, why: str) -> Trained:
+    """The run in a folder, or the one that an exported adapter lies in. why: what only a run knows. Raises RunFolderError."""
+    found = read_trained(path)
+    if found.kind == RUN:
+        return found
+    if (around := _run_around(path)) is not None:
+        return _read_run(around)
+    raise RunFolderError(Problem(message=f"is an adapter without its run, and {why}", place=str(path), hint="Give the run folder"))
+
+
+def _read_run(path: Path) -> Trained:
+    results = finished_results(path)
+    recipe = plan_recipe(path)
+    return Trained(path, RUN, recipe.method.name, recipe.model.name, base_files(path), recipe, results)
+
+
+def plan_recipe(run: Path) -> Recipe:
+    """The complete recipe of a run."""
+    with readable(run / PLAN):
+        return parse_recipe((run / PLAN).read_text(encoding="utf-8"), str(run / PLAN), base=run)
+
+
+def base_files(run: Path) -> dict[str, str]:
+    """sha256 of each file of a run's base model."""
+    with readable(run / LOCK):
+        return dict(read_json(run / LOCK)["model_files"])
+
+
+def _read_adapter(path: Path) -> Trained:
+    with readable(path / CONFIG):
+        config = dict(read_json(path / CONFIG))
+    if "peft_type" not in config:
+        hint = "Convert it first: ftkit adapters convert SOURCE --to ftkit"
+        raise RunFolderError(Problem(message="is no adapter of PEFT (it has no `peft_type`)", place=str(path / CONFIG), hint=hint))
+    if not (path / WEIGHTS).is_file():
+        pickled = next((name for name in PICKLED if (path / name).is_file()), "")
+        what = f"has its weights in {pickled}, which runs code when it is read" if pickled else f"has no {WEIGHTS}"
+        raise RunFolderError(Problem(message=what, place=str(path), hint="Save it again with safe_serialization=True"))
+    run = _run_around(path)
+    files = base_files(run) if run else {}
+    method = str(config["peft_type"]).lower().replace("_", "-")
+    return Trained(path, ADAPTER, method, str(config.get("base_model_name_or_path") or ""), files, config=config)
+
+
+def _run_around(adapter: Path) -> Path | None:
+    """The run that an adapter was exported into."""
+    run = adapter.absolute().parent.parent
+    return run if adapter.absolute().parent.name == "export" and (run / PLAN).is_file() and (run / RESULTS).is_file() else None
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what PEFT puts around it, the same for a run and for its exported adapter."""
+    name = name.removeprefix("base_model.model.").removeprefix("base_model.")
+    segments = name.split(".")
+    kept = [
+        segment
+        for index, segment in enumerate(segments)
+        if segment not in ("modules_to_save", "default") or (segment == "default" and index == 0)
+    ]
+    return ".".join(kept)
+
+
+# --- bases -------------------------------------------------------------------------------------------------------------
+
+
+def same_base(one: Trained, other: Trained) -> tuple[bool | None, str]:
+    """Whether two were trained on the same base, and how that is known; None where only the names tell, and agree."""
+    if one.base_files and other.base_files:
+        changed = sorted(
+            name for name in {*one.base_files, *other.base_files} if one.base_files.get(name) != other.base_files.get(name)
+        )
+        return not changed, f"other files: {', '.join(changed)}" if changed else "the same files, by sha256"
+    names = [Path(found.base).name for found in (one, other)]
+    if names[0] != names[1]:
+        return False, f"other names: {names[0]}, {names[1]}"
+    return None, "the same name; the files were not recorded"
+
+
+def refuse_other_bases(members: Sequence[Trained]) -> None:
+    """Raises ModelError with each member whose base is not that of the first."""
+    first, problems = members[0], []
+    for member in members[1:]:
+        same, how = same_base(first, member)
+        if not same:
+            message = f"it was trained on another base than {first.path}: {how}"
+            problems.append(Problem(message=message, place=str(member.path), hint="Give adapters of one base"))
+    if problems:
+        raise ModelError(problems)
+
+
+class BaseCheck:
+    """Tells for many adapters whether they belong to one base model, whose files are hashed once.
+
+    Raises ModelError if there is no such model on this machine.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.name = base
+        self.files = hash_model(read_facts(ModelSpec(name=base)))
+        if not self.files:
+            raise ModelError(Problem(message=f"{base!r} is not on this machine", place="--base", hint="Give a model folder"))
+
+    def matches(self, found: Trained) -> str:
+        """`yes` or `no` by the sha256 of its files; `same name` or `no` where those were not recorded."""
+        if found.base_files:
+            return "yes" if all(self.files.get(name) == digest for name, digest in found.base_files.items()) else "no"
+        return "same name" if Path(found.base).name == Path(self.name).name else "no"
+
+
+# --- folders -----------------------------------------------------------------------------------------------------------
+
+
+def find_folders(folder: Path) -> Iterator[Path]:
+    """Run and adapter folders at or below a folder, sorted. What lies inside a run is the run's own."""
+    if (folder / PLAN).is_file() or (folder / CONFIG).is_file():
+        yield folder
+        return
+    with os.scandir(folder) as entries:
+        inner = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."))
+    for name in inner:
+        yield from find_folders(folder / name)
+
+
+def stored_parameters(file: Path) -> int:
+    """Number of values in a safetensors file, from its header alone. Raises ValueError for what is no such file."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 0 < size <= LONGEST_HEADER:
+            raise ValueError("no safetensors file")
+        header = json.loads(stream.read(size))
+    total = 0
+    for name, entry in header.items():
+        if name != "__metadata__":
+            count = 1
+            for length in entry["shape"]:
+                count *= int(length)
+            total += count
+    return total
