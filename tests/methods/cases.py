@@ -73,6 +73,12 @@ VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         ({"placement": "pfeiffer", "rank": 2, "norms": False, "bottleneck": 8}, ("distilbert", "qwen2", "bart")),
     ],
     "ia3": [({}, tuple(FAMILIES)), ({"targets": ["query", "attention_out", "ffn_in"], "blocks": [0]}, (*SOME, "bart", "vit"))],
+    "layernorm": [
+        ({}, tuple(FAMILIES)),
+        ({"norms": "attention", "biases": False}, ("bert", "llama", "bart", "vit")),
+        ({"norms": "feed-forward"}, ("distilbert", "gpt2", "t5")),
+        ({"norms": "final"}, ("bert", "t5", "llama")),
+    ],
     "loha": [
         ({}, tuple(FAMILIES)),
         ({"rank": 3, "alpha": 5.0, "targets": "all-linear", "module_dropout": 0.2, "rank_dropout": 0.2}, ("roberta", "t5", "vit")),
