@@ -7,6 +7,7 @@ W stays as it is: several adapters share it, disabling them gives it back, mergi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,8 +28,12 @@ class AdditionLayer(nn.Module, BaseTunerLayer):
         self._before_merges: list[dict[str, Tensor]] = []
         self._active_adapter: str | list[str] = []
 
-    def additions(self, adapter_name: str) -> dict[str, Tensor]:
-        """What an adapter adds, by name of the base layer's parameter; empty for an adapter that leaves this layer alone."""
+    def changed(self, adapter_name: str) -> Sequence[str]:
+        """Names of the base layer's parameters to which an adapter adds something."""
+        raise NotImplementedError
+
+    def plus(self, adapter_name: str, name: str, value: Tensor) -> Tensor:
+        """value + d, in the wider type of the two, with the adapter's d for one of its changed parameters."""
         raise NotImplementedError
 
     @property
@@ -47,10 +52,10 @@ class AdditionLayer(nn.Module, BaseTunerLayer):
         Raises ValueError, with `safe_merge`, for values that are not finite.
         """
         for adapter in check_adapters_to_merge(self, adapter_names) or []:
-            if not (added := self.additions(adapter)):
+            if not (names := self.changed(adapter)):
                 continue
             base = self.get_base_layer()
-            merged = {name: self._sum(name, [value]).detach() for name, value in added.items()}
+            merged = {name: self.plus(adapter, name, base.get_parameter(name)).detach() for name in names}
             if safe_merge and not all(torch.isfinite(value).all() for value in merged.values()):
                 raise ValueError(f"the adapter {adapter} holds values that are not finite numbers")
             self._before_merges.append({name: base.get_parameter(name).data for name in merged})
@@ -67,10 +72,10 @@ class AdditionLayer(nn.Module, BaseTunerLayer):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base module computes with the changed parameters."""
-        added = self._active_additions()
-        if not added:
+        names = dict.fromkeys(name for adapter in self._in_force() for name in self.changed(adapter))
+        if not names:
             return self.base_layer(*args, **kwargs)
-        return self.run({name: self._sum(name, values) for name, values in added.items()}, args, kwargs)
+        return self.run({name: self._summed(name) for name in names}, args, kwargs)
 
     def run(self, changed: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Calls the base module with changed parameters, given in the wider type."""
@@ -78,24 +83,22 @@ class AdditionLayer(nn.Module, BaseTunerLayer):
         rounded = {name: value.to(base.get_parameter(name).dtype) for name, value in changed.items()}
         return functional_call(self.base_layer, rounded, args, kwargs)
 
-    def _active_additions(self) -> dict[str, list[Tensor]]:
+    def _in_force(self) -> list[str]:
+        """Adapters that are added at each forward pass."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        found: dict[str, list[Tensor]] = {}
-        for adapter in [] if self.disable_adapters or self.merged else self.active_adapters:
-            for name, value in self.additions(adapter).items():
-                found.setdefault(name, []).append(value)
-        return found
+        return [] if self.disable_adapters or self.merged else self.active_adapters
 
-    def _sum(self, name: str, added: list[Tensor]) -> Tensor:
-        return sum(added, start=self.get_base_layer().get_parameter(name))
+    def _summed(self, name: str) -> Tensor:
+        value: Tensor = self.get_base_layer().get_parameter(name)
+        for adapter in self._in_force():
+            if name in self.changed(adapter):
+                value = self.plus(adapter, name, value)
+        return value
 
     def _in_use(self, name: str) -> Tensor:
         base: Any = getattr(self.get_base_layer(), name)
-        if not isinstance(base, nn.Parameter):
-            return base
-        added = self._active_additions().get(name)
-        return self._sum(name, added).to(base.dtype) if added else base
+        return self._summed(name).to(base.dtype) if isinstance(base, nn.Parameter) else base
 
 
 class AdditionModel(BaseTuner):

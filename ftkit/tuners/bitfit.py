@@ -6,6 +6,7 @@ merging adds d to b. Source: Ben Zaken, Goldberg & Ravfogel 2022, https://arxiv.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +54,13 @@ class BitFitLayer(AdditionLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters or adapter_name, inference_mode=inference_mode)
 
-    def additions(self, adapter_name: str) -> dict[str, Tensor]:
-        """d, by the name `bias`."""
-        return {"bias": self.bitfit_bias[adapter_name]} if adapter_name in self.bitfit_bias else {}
+    def changed(self, adapter_name: str) -> Sequence[str]:
+        """The bias."""
+        return ("bias",) if adapter_name in self.bitfit_bias else ()
+
+    def plus(self, adapter_name: str, name: str, value: Tensor) -> Tensor:
+        """b + d."""
+        return value + self.bitfit_bias[adapter_name]
 
 
 class BitFitModel(AdditionModel):

@@ -7,6 +7,7 @@ warns of each norm whose widths it does not know, and turns copies in a half-pre
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,10 +57,16 @@ class NormChangeLayer(AdditionLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters or adapter_name, inference_mode=inference_mode)
 
-    def additions(self, adapter_name: str) -> dict[str, Tensor]:
-        """c by the name `weight`, d by the name `bias`."""
-        found = {"weight": self.norm_change_gain, "bias": self.norm_change_bias}
-        return {name: values[adapter_name] for name, values in found.items() if adapter_name in values}
+    def changed(self, adapter_name: str) -> Sequence[str]:
+        """The gain (`weight`), and the bias if it trains."""
+        return [name for name, values in self._by_name().items() if adapter_name in values]
+
+    def plus(self, adapter_name: str, name: str, value: Tensor) -> Tensor:
+        """g + c, or b + d."""
+        return value + self._by_name()[name][adapter_name]
+
+    def _by_name(self) -> dict[str, nn.ParameterDict]:
+        return {"weight": self.norm_change_gain, "bias": self.norm_change_bias}
 
     def run(self, changed: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In float32, since gains lie near 1, where bfloat16 has steps of 1/128; handed on in the norm's own type."""
