@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, block_numbers, range_refusal
-from ftkit.models.sequences import OWN_ATTENTION, PLAIN_VISION
+from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, range_refusal
+from ftkit.methods.parts.prefixes import (
+    check_attention,
+    prefix_groups,
+    prefix_refusal,
+    prefix_size,
+    prefixed_modules,
+    start_prefixes,
+)
 from ftkit.recipe.schema import Auto, Strict
 
 if TYPE_CHECKING:
@@ -26,9 +33,6 @@ if TYPE_CHECKING:
 
     from ftkit.models.facts import ModelFacts
     from ftkit.models.layout import ModelLayout
-
-START = 0.02
-"""Standard deviation of a prefix that is trained directly: what transformers gives new weights, P-tuning v2's prefix included."""
 
 
 class Options(Strict):
@@ -87,12 +91,8 @@ class PrefixTuning(AdapterMethod):
         return bool(_network_default(facts).value if chosen == "auto" else chosen)
 
     def refusal(self, facts: ModelFacts) -> str:
-        if facts.kind == "vision" and facts.model_type not in PLAIN_VISION:
-            return f"{facts.model_type} does not keep its patches in one sequence, which a prefix needs; use `lora`"
-        if facts.model_type in OWN_ATTENTION:
-            return (
-                f"{facts.model_type} computes attention in a way of its own, which takes no prefix; use `prompt-tuning` or `lora`"
-            )
+        if reason := prefix_refusal(facts):
+            return reason
         if self.options.hidden_size is not None and not self._is_reparametrized(facts):
             return "hidden_size has no effect without `reparametrization: true`"
         return range_refusal(self.options.blocks, facts.block_count) if self.options.blocks is not None else ""
@@ -101,18 +101,18 @@ class PrefixTuning(AdapterMethod):
         from ftkit.tuners.attention_prefix import AttentionPrefixConfig
         from ftkit.tuners.wrap import wrap
 
-        _check_attention(layout)
+        check_attention(layout, self.name)
         modules = self._modules(layout)
         config = AttentionPrefixConfig(
             length=self.length,
-            groups=_groups(modules),
+            groups=prefix_groups(modules),
             hidden_size=self._hidden_size(),
             width=layout.hidden_size,
             target_modules=layout.suffixes(list(modules)),
         )
         wrapped = wrap(model, layout, config, self.declares)
         if not self._hidden_size():
-            _start(wrapped)
+            start_prefixes(wrapped)
         return wrapped
 
     @property
@@ -127,61 +127,12 @@ class PrefixTuning(AdapterMethod):
     def parameter_count(self, layout: ModelLayout) -> int:
         from ftkit.tuners.wrap import head_parameter_count
 
-        hidden, outside = self._hidden_size(), layout.hidden_size
-        count = head_parameter_count(layout)
-        for modules, width in _groups(self._modules(layout)).values():
-            size = 2 * modules * width
-            count += self.length * outside + (outside + 1) * hidden + (hidden + 1) * size if hidden else self.length * size
-        return count
+        groups = prefix_groups(self._modules(layout))
+        return prefix_size(groups, self.length, layout.hidden_size, self._hidden_size()) + head_parameter_count(layout)
 
     def _modules(self, layout: ModelLayout) -> dict[str, int]:
         """Paths of the attention modules in order, and the width of their keys. Raises ModelError if there are none."""
-        from ftkit.errors import ModelError, Problem
-        from ftkit.models.stacks import attention_widths
-
-        chosen = range(len(layout.blocks))
-        if self.options.blocks is not None:
-            if reason := range_refusal(self.options.blocks, len(layout.blocks)):
-                raise ModelError(Problem(message=reason, key="method.blocks"))
-            chosen = block_numbers(self.options.blocks)  # type: ignore[assignment]
-        return attention_widths(layout, [layout.blocks[number] for number in chosen])
-
-
-def _check_attention(layout: ModelLayout) -> None:
-    """Raises ModelError if the attention function in use takes no prefix."""
-    from ftkit.errors import ModelError, Problem
-    from ftkit.tuners.prefixed_attention import SUPPORTED
-
-    name = getattr(layout.model.config, "_attn_implementation", "eager")
-    if name not in SUPPORTED:
-        message = f"prefix-tuning works with the attention {' and '.join(SUPPORTED)}, and the model runs {name}"
-        raise ModelError(Problem(message=message, key="model.attention", hint="Set `model.attention: sdpa`"))
-
-
-def _groups(modules: Mapping[str, int]) -> dict[str, list[int]]:
-    """Number of modules and width of a key by group. Raises ModelError where keys of a group differ in width (Swin's stages)."""
-    from ftkit.errors import ModelError
-    from ftkit.tuners.attention_prefix import group_of
-
-    groups: dict[str, list[int]] = {}
-    for path, width in modules.items():
-        group = groups.setdefault(group_of(path), [0, width])
-        group[0] += 1
-        if group[1] != width:
-            raise ModelError(
-                f"keys are {width} wide in {path} and {group[1]} elsewhere, and a prefix needs one width", hint="Use `lora`"
-            )
-    return groups
-
-
-def _start(wrapped: nn.Module) -> None:
-    import torch
-
-    from ftkit.tuners.prompt_encoders import DirectPrompt
-
-    for module in wrapped.modules():
-        if isinstance(module, DirectPrompt):
-            module.start_from(torch.randn(module.vectors.shape) * START)
+        return prefixed_modules(layout, self.options.blocks)
 
 
 def _length_default(facts: ModelFacts) -> Default:

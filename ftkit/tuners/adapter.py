@@ -94,6 +94,11 @@ class AdapterModel(BaseTuner):
             if part.place in ("sum", "beside"):
                 part.take_residual_from(carriers[max(carriers, key=lambda other: _shared(path, other))])
 
+    @classmethod
+    def adapter_layer_class(cls) -> type[AdapterLayer]:
+        """The class of the layers around modules of the model."""
+        return cls.tuner_layer_cls
+
     def make_adapter(self, config: Any, adapter_name: str, width: int) -> nn.Module:
         """The adapter for one place."""
         return Bottleneck(
@@ -124,7 +129,7 @@ class AdapterModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, AdapterLayer) else self.tuner_layer_cls(target, _reference(target, parent))
+        layer = target if isinstance(target, AdapterLayer) else self.adapter_layer_class()(target, _reference(target, parent))
         layer.add(adapter_name, self._part(peft_config, adapter_name, current_key, layer))
         if layer is not target:
             setattr(parent, target_name, layer)

@@ -63,26 +63,27 @@ class AttentionPrefixConfig(PeftConfig):
         """Writes the config of what is saved: the prefix without the network that trained it."""
         super(AttentionPrefixConfig, replace(self, hidden_size=0, width=0)).save_pretrained(save_directory, **kwargs)
 
-    def make_encoders(self) -> nn.ModuleDict:
-        """What gives the prefix of each group: (length, modules * 2 * width of a key)."""
-        made: dict[str, PromptEncoder] = {}
-        for name, (count, width) in self.groups.items():
-            size = count * 2 * width
-            if self.hidden_size:
-                made[name] = NetworkPrompt(self.length, self.width, tanh_network(self.width, self.hidden_size, size), size)
-            else:
-                made[name] = DirectPrompt(self.length, size)
-        return nn.ModuleDict(made)
+
+def make_encoders(config: Any) -> nn.ModuleDict:
+    """What gives the prefix of each group: (length, modules * 2 * width of a key). config: has the first four fields of the above."""
+    made: dict[str, PromptEncoder] = {}
+    for name, (count, width) in config.groups.items():
+        size = count * 2 * width
+        if config.hidden_size:
+            made[name] = NetworkPrompt(config.length, config.width, tanh_network(config.width, config.hidden_size, size), size)
+        else:
+            made[name] = DirectPrompt(config.length, size)
+    return nn.ModuleDict(made)
 
 
 class AttentionPrefix(nn.Module, BaseTunerLayer):
     """The prefixes of all attention modules by adapter name."""
 
-    adapter_layer_names = ("attention_prefix_encoder",)
+    adapter_layer_names: tuple[str, ...] = ("attention_prefix_encoder",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.attention_prefix_encoder = nn.ModuleDict({})
+        self.add_module(self.adapter_layer_names[0], nn.ModuleDict({}))
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
@@ -90,9 +91,14 @@ class AttentionPrefix(nn.Module, BaseTunerLayer):
         self._groups: dict[str, list[str]] = {}
         self._current: dict[str, Tensor] = {}
 
-    def update_layer(self, adapter_name: str, config: AttentionPrefixConfig, device: torch.device) -> None:
-        """Adds a prefix."""
-        self.attention_prefix_encoder[adapter_name] = config.make_encoders().to(device)
+    @property
+    def encoders(self) -> Any:
+        """What gives the prefixes, by adapter name and group."""
+        return getattr(self, self.adapter_layer_names[0])
+
+    def update_layer(self, adapter_name: str, config: Any, device: torch.device) -> None:
+        """Adds a prefix. config: see `make_encoders`."""
+        self.encoders[adapter_name] = make_encoders(config).to(device)
         self._places[adapter_name] = {}
 
     def serve(self, adapter_name: str, path: str) -> None:
@@ -102,13 +108,17 @@ class AttentionPrefix(nn.Module, BaseTunerLayer):
 
     def hook(self, module: nn.Module, path: str, stack: nn.Module, stack_path: str) -> list[Callable[[], Any]]:
         """Makes the attention module at `path` inside `stack` attend to the prefix; returns what undoes it."""
-        undo: list[Callable[[], Any]] = [add_prefix(module, partial(self.prefix, path))]
+        undo = self.connect(module, path)
         if stack_path not in self._groups:
             undo.append(stack.register_forward_pre_hook(partial(self._before_stack, stack_path)).remove)
         groups = self._groups.setdefault(stack_path, [])
         if group_of(path) not in groups:
             groups.append(group_of(path))
         return undo
+
+    def connect(self, module: nn.Module, path: str) -> list[Callable[[], Any]]:
+        """Hands the prefix to an attention module; returns what undoes it."""
+        return [add_prefix(module, partial(self.prefix, path))]
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Not possible. Raises NotImplementedError."""
@@ -122,7 +132,7 @@ class AttentionPrefix(nn.Module, BaseTunerLayer):
     def _before_stack(self, stack_path: str, stack: nn.Module, args: tuple[Any, ...]) -> None:
         """Computes the prefix once for each forward pass, and outside of what gradient checkpointing computes again."""
         active = self._active()
-        encoders: Any = {} if active is None else self.attention_prefix_encoder[active]
+        encoders = {} if active is None else self.encoders[active]
         for group in self._groups[stack_path]:
             self._current.pop(group, None)
             if group in encoders:
@@ -131,7 +141,7 @@ class AttentionPrefix(nn.Module, BaseTunerLayer):
                 self._current[group] = flat.view(len(flat), count, 2, -1)
 
     def _active(self) -> str | None:
-        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.attention_prefix_encoder]
+        names = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.encoders]
         return names[0] if names else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -156,16 +166,23 @@ class AttentionPrefixModel(HookedTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config: Any = peft_config
-        if self.container is None:
-            self.attach(AttentionPrefix())
-        if adapter_name not in self.layer.attention_prefix_encoder:
-            self.layer.update_layer(adapter_name, config, next(target.parameters()).device)
-        if current_key not in self.hooked:
-            stack_path = _stack_of(self.model, current_key)
-            self.undo += self.layer.hook(target, current_key, self.model.get_submodule(stack_path), stack_path)
-            self.hooked.add(current_key)
-        self.layer.serve(adapter_name, current_key)
+        give_prefix(self, AttentionPrefix, peft_config, adapter_name, target, current_key)
+
+
+def give_prefix(
+    tuner: HookedTuner, container: type[AttentionPrefix], config: Any, adapter_name: str, target: nn.Module, path: str
+) -> None:
+    """Gives the attention module `target` at `path` a prefix of an adapter. container: made for the first one."""
+    if tuner.container is None:
+        tuner.attach(container())
+    layer = tuner.layer
+    if adapter_name not in layer.encoders:
+        layer.update_layer(adapter_name, config, next(target.parameters()).device)
+    if path not in tuner.hooked:
+        stack_path = _stack_of(tuner.model, path)
+        tuner.undo += layer.hook(target, path, tuner.model.get_submodule(stack_path), stack_path)
+        tuner.hooked.add(path)
+    layer.serve(adapter_name, path)
 
 
 def _stack_of(model: nn.Module, path: str) -> str:

@@ -7,6 +7,7 @@ By place, with the sublayer's output h, the residual stream r before it and the 
     around  LN(z + A(LN(z))), z = r + h     Pfeiffer et al. 2021 in post-norm blocks (AdapterHub: original_ln_before, original_ln_after)
     sum     h + A(r + h)                the same in pre-norm blocks, where no norm follows: r + h + A(r + h)
     beside  h + A(r)                    He et al. 2022, parallel
+    update  h + A(x), x the module's own input: a low-rank update beside a linear layer
 The residual stream is taken by a part (`carry`) at the module that gets it as input, and used up later in the same forward pass.
 """
 
@@ -137,6 +138,8 @@ class Part(nn.Module):
             self.__dict__["carried"] = x
         elif self.place == "after":
             return y + self.adapter(y)
+        elif self.place == "update":
+            return y + self.adapter(x).to(y.dtype)
         elif self.place == "around":
             return rerun(x + self.adapter(y).to(x.dtype))
         elif self.place:

@@ -65,14 +65,7 @@ class HookedTuner(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         """What is saved: prompts as they come out of their encoders."""
-        path, layer = next((path, module) for path, module in model.named_modules() if isinstance(module, cls.tuner_layer_cls))
-        attribute = layer.adapter_layer_names[0]
-        saved: dict[str, Tensor] = {}
-        for name, encoder in getattr(layer, attribute)[adapter_name].named_modules():
-            if isinstance(encoder, PromptEncoder):
-                names = (path, attribute, adapter_name, *([name] if name else []))
-                saved |= {".".join([*names, key]): value for key, value in encoder.frozen_form().items()}
-        return saved
+        return frozen_prompts(model, cls.tuner_layer_cls, adapter_name)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -80,3 +73,15 @@ class HookedTuner(BaseTuner):
         attribute = cls.tuner_layer_cls.adapter_layer_names[0]
         found = f".{attribute}.{adapter_name}."
         return key.replace(found, f".{attribute}.") if found in key else super()._remove_adapter_name_from_key(key, adapter_name)
+
+
+def frozen_prompts(model: nn.Module, container: type[BaseTunerLayer], adapter_name: str) -> dict[str, Tensor]:
+    """The prompts of an adapter as they come out of their encoders, by full name. container: class of the layer that holds them."""
+    path, layer = next((path, module) for path, module in model.named_modules() if isinstance(module, container))
+    attribute = layer.adapter_layer_names[0]
+    saved: dict[str, Tensor] = {}
+    for name, encoder in getattr(layer, attribute)[adapter_name].named_modules():
+        if isinstance(encoder, PromptEncoder):
+            names = (path, attribute, adapter_name, *([name] if name else []))
+            saved |= {".".join([*names, key]): value for key, value in encoder.frozen_form().items()}
+    return saved

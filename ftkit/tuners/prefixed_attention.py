@@ -4,6 +4,11 @@
 
 Keys are prepended when the attention itself is computed: after rotations, after the cache. So positions, caches, generation,
 checkpointing and packed inputs stay as they are. Masks let every query see the prefix; position biases are zero there.
+
+With a gate g for each query (UniPELT), a query meets [g P_K; K] and [g P_V; V], so that no two queries have the same keys. The same
+comes out of keys and values of twice the width, with the prefix in one half and the text in the other:
+
+    scores = [g q, q] . [[P_K, 0]; [0, K]],   [y_1, y_2] = softmax(scores) [[P_V, 0]; [0, V]],   y = g y_1 + y_2
 """
 
 from __future__ import annotations
@@ -25,20 +30,28 @@ SUPPORTED = ("sdpa", "eager")
 Prefix = Callable[[], "Tensor | None"]
 """Gives the prefix in force, (length, 2, width) with keys first; None where there is none."""
 
+Gate = Callable[[], "Tensor"]
+"""Gives the factor of the prefix for each query of the current forward pass, (B, T, 1)."""
+
 
 def attends(module: nn.Module) -> bool:
     """Whether the module computes attention in a way that takes a prefix."""
     return _uses_interface(module) or _is_disentangled(module)
 
 
-def add_prefix(module: nn.Module, prefix: Prefix) -> Callable[[], None]:
+def takes_gate(module: nn.Module) -> bool:
+    """Whether the module's prefix can have a gate."""
+    return _uses_interface(module)
+
+
+def add_prefix(module: nn.Module, prefix: Prefix, gate: Gate | None = None) -> Callable[[], None]:
     """Makes an attention module attend to a prefix; returns what undoes it. Raises ValueError for a module of another kind.
 
-    prefix: a bound method or a partial of one, not a closure, so that a copy of the model gets its own; so is what is returned.
+    prefix, gate: a bound method or a partial of one, not a closure, so that a copy of the model gets its own; so is what is returned.
     """
     if _uses_interface(module):
-        return _PrefixedConfig(module.config, prefix).install(module)
-    if _is_disentangled(module):
+        return _PrefixedConfig(module.config, prefix, gate).install(module)
+    if _is_disentangled(module) and gate is None:
         return _DisentangledAttention(module, prefix).install()
     raise ValueError(f"{type(module).__name__} computes attention in a way of its own")
 
@@ -63,8 +76,8 @@ class _PrefixedConfig:
 
     _attn_implementation = IMPLEMENTATION
 
-    def __init__(self, original: Any, prefix: Prefix) -> None:
-        self.original, self.prefix = original, prefix
+    def __init__(self, original: Any, prefix: Prefix, gate: Gate | None) -> None:
+        self.original, self.prefix, self.gate = original, prefix, gate
 
     def install(self, module: nn.Module) -> Callable[[], None]:
         """Hands this to the module; returns what takes it back."""
@@ -96,8 +109,30 @@ def _prefixed_attention(
         attention_mask = _see_all(attention_mask, length)
     if kwargs.get("position_bias") is not None:
         kwargs["position_bias"] = nn.functional.pad(kwargs["position_bias"], (length, 0))
-    keys, values = (torch.cat([_heads(part, old), old], dim=2) for part, old in zip(prefix.unbind(1), (key, value), strict=True))
+    pairs = [(_heads(part, old), old) for part, old in zip(prefix.unbind(1), (key, value), strict=True)]
+    if config.gate is not None:
+        return _gated(partial(attend, module), config.gate(), query, pairs, attention_mask, kwargs)
+    keys, values = (torch.cat(pair, dim=2) for pair in pairs)
     return attend(module, query, keys, values, attention_mask, **kwargs)
+
+
+def _gated(
+    attend: Callable[..., Any],
+    gate: Tensor,
+    query: Tensor,
+    pairs: list[tuple[Tensor, Tensor]],
+    mask: Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    size, factor = query.shape[-1], gate.to(query.dtype)
+    if kwargs.get("scaling") is None:
+        kwargs["scaling"] = size**-0.5  # Not that of the doubled width.
+    keys, values = (
+        torch.cat([nn.functional.pad(part, (0, size)), nn.functional.pad(old, (size, 0))], dim=2) for part, old in pairs
+    )
+    doubled = torch.cat([query * factor[:, None], query], dim=-1)
+    output, weights = attend(doubled, keys, values, mask, **kwargs)
+    return output[..., :size] * factor[:, :, None] + output[..., size:], weights
 
 
 def _is_causal(module: nn.Module, kwargs: dict[str, Any], query: Tensor) -> bool:

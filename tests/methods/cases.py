@@ -72,7 +72,26 @@ VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         ({"placement": "parallel", "rank": None, "shared_factors": False, "kronecker_terms": 2}, SOME),
         ({"placement": "pfeiffer", "rank": 2, "norms": False, "bottleneck": 8}, ("distilbert", "qwen2", "bart")),
     ],
+    "diff-pruning": [
+        ({}, tuple(FAMILIES)),
+        ({"structured": False, "fixed_share": 0.0, "density": 0.2, "embeddings": False}, ("bert", "llama", "bart", "vit")),
+    ],
+    "fish-mask": [
+        ({}, tuple(FAMILIES)),
+        ({"density": 0.1, "selection": "per-tensor", "embeddings": False, "batches": 2}, ("bert", "gpt2", "t5", "vit")),
+    ],
+    "hypernetwork": [
+        ({}, tuple(FAMILIES)),
+        ({"generated_norm": False, "norms": False, "task_size": 4, "dropout": 0.1}, ("distilbert", "gpt2", "t5")),
+        ({"cross_attention": True, "embedding_size": 3, "hidden_size": 5, "blocks": ["1-3"]}, ("bart", "t5")),
+    ],
     "ia3": [({}, tuple(FAMILIES)), ({"targets": ["query", "attention_out", "ffn_in"], "blocks": [0]}, (*SOME, "bart", "vit"))],
+    "layernorm": [
+        ({}, tuple(FAMILIES)),
+        ({"norms": "attention", "biases": False}, ("bert", "llama", "bart", "vit")),
+        ({"norms": "feed-forward"}, ("distilbert", "gpt2", "t5")),
+        ({"norms": "final"}, ("bert", "t5", "llama")),
+    ],
     "loha": [
         ({}, tuple(FAMILIES)),
         ({"rank": 3, "alpha": 5.0, "targets": "all-linear", "module_dropout": 0.2, "rank_dropout": 0.2}, ("roberta", "t5", "vit")),
@@ -92,6 +111,11 @@ VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         ({"init": "eva", "rank": 4, "loraplus_lr_ratio": 4.0}, ("bert", "gpt2", "bart", "vit")),
         ({"init": "orthogonal", "rank": 4, "blocks": [1]}, SOME),
         ({"init": "gaussian", "targets": ["ffn_in", "key"]}, SOME),
+    ],
+    "mam": [
+        ({}, tuple(FAMILIES)),
+        ({"length": 3, "reparametrization": False, "bottleneck": 4, "scaling": 1.0, "dropout": 0.1}, (*SOME, "deberta-v2", "bart")),
+        ({"length": 2, "hidden_size": 6, "reduction_factor": 4.0, "blocks": [1]}, ("bert", "llama", "bart", "vit")),
     ],
     "oft": [
         ({}, tuple(FAMILIES)),
@@ -114,6 +138,11 @@ VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
     ],
     "prompt-tuning": [({}, tuple(FAMILIES)), ({"length": 3, "init": "random"}, (*SOME, "bart"))],
     "peft": [({"type": kind, "config": config}, families) for kind, (config, families) in PEFT_TYPES.items()],
+    "unipelt": [
+        ({}, tuple(FAMILIES)),
+        ({"reparametrization": False, "rank": 2, "alpha": 4.0, "length": 3, "dropout": 0.1}, (*SOME, "bart", "qwen2")),
+        ({"hidden_size": 6, "blocks": [1], "reduction_factor": 2.0}, ("bert", "llama", "vit")),
+    ],
     "vera": [
         ({}, tuple(FAMILIES)),
         ({"rank": 8, "d_initial": 1.0, "targets": "all-linear", "dropout": 0.1}, ("gpt2", "bart", "qwen2")),
@@ -145,10 +174,15 @@ def _fusion_members(family: str) -> Mapping[str, Any]:
 FITTING: Mapping[str, Callable[[str], Mapping[str, Any]]] = {
     "adapter": lambda _: {"bottleneck": 4},
     "adapter-fusion": _fusion_members,
+    "diff-pruning": lambda _: {"density": 0.05},
+    "fish-mask": lambda _: {"density": 0.05},
+    "hypernetwork": lambda _: {"reduction_factor": 4.0},
+    "mam": lambda _: {"length": 5},
     "multitask-prompt-tuning": lambda _: {"length": 5},
     "oft": lambda _: {"block_size": 8},
     "p-tuning": lambda _: {"length": 5},
     "prompt-tuning": lambda _: {"length": 5},
+    "unipelt": lambda _: {"reduction_factor": 4.0},
 }
 """By family: what the method needs, or what suits models this narrow (a bottleneck of one ReLU unit may learn nothing)."""
 

@@ -25,8 +25,10 @@ def main(folder: Path) -> None:
     results = {}
     for number, (name, options, family) in enumerate(json.loads((folder / "cases.json").read_text())):
         model, layout = fresh_model(family, HEAD_SEED)
-        model = make_method(name, options, family).apply(model, layout)
+        method = make_method(name, options, family)
+        model = method.apply(model, layout)
         load_trainable(model, load_file(folder / f"{number}.safetensors"))
+        method.restore(model, load_file(folder / f"{number}.method.safetensors"))
         results[f"{number} state"] = logits_of(model, family)
         if (folder / str(number)).is_dir():
             base, layout = fresh_model(family, HEAD_SEED)

@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from ftkit.errors import ModelError
-from ftkit.methods.prefix_tuning import START, Options, PrefixTuning
+from ftkit.methods.parts.prefixes import START
+from ftkit.methods.prefix_tuning import Options, PrefixTuning
 from ftkit.models.layout import ModelLayout
 from tests.methods.cases import facts_of, fresh_model
 

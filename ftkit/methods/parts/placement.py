@@ -98,9 +98,8 @@ class PlacedMethod(AdapterMethod):
         return self.preset(name) if given == "auto" else given
 
     def refusal(self, facts: ModelFacts) -> str:
-        config = _config(facts)
-        if any(config.get(key) for key in EXPERT_KEYS):
-            return "adapters need one feed-forward part in each block, and this model is a mixture of experts; use `lora`"
+        if reason := expert_refusal(facts):
+            return reason
         return range_refusal(self.options.blocks, facts.block_count) if self.options.blocks is not None else ""
 
     def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
@@ -144,6 +143,14 @@ def bottleneck_field(auto: str) -> Any:
 def factor_field(auto: str) -> Any:
     """The option `reduction_factor`. auto: what it stands for, in words."""
     return Field("auto", description=f"Instead of `bottleneck`: the width of the model divided by its size. auto: {auto}.")
+
+
+def expert_refusal(facts: ModelFacts) -> str:
+    """Why adapters cannot go beside the feed-forward parts of a model, as far as its config tells; '' if they can."""
+    config = _config(facts)
+    if any(config.get(key) for key in EXPERT_KEYS):
+        return "adapters need one feed-forward part in each block, and this model is a mixture of experts; use `lora`"
+    return ""
 
 
 def _config(facts: ModelFacts) -> dict[str, Any]:

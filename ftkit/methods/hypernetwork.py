@@ -1,0 +1,146 @@
+"""Hypernetwork adapters (HyperFormer++): one small network writes the weights of all adapters.
+
+    y = h + LN_gen(U f(D x + b_d) + b_u),   D, U, b_d, b_u, gain and shift of LN_gen = linear maps of I
+    I = LN(W_2 relu(W_1 [z, l_i, p_j] + b_1) + b_2)
+
+z stands for the task, l_i for the block, p_j for the place in it (after attention, after the feed-forward part); all are trained. The paper
+shares the network between tasks that are trained together; a run here trains one task, so that blocks and places are what is shared. Norms
+of the model train, too, as in the authors' code.
+Count, with width d, bottleneck m, n blocks, j kinds of places, t the size of z, h and e those of the network:
+    t (1 + n + j) + (3 t + 1) h + (h + 1) e + 2 e + (e + 1) (2 d m + m + d + 2 d),  with `generated_norm: false` without the last 2 d;
+and with `norms` their gains and biases, and the head.
+Source: Karimi Mahabadi, Ruder, Dehghani & Henderson 2021, https://arxiv.org/abs/2106.04489; github.com/rabeehk/hyperformer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, range_refusal
+from ftkit.methods.parts.placement import expert_refusal
+from ftkit.methods.parts.targets import BLOCKS_TEXT
+from ftkit.recipe.schema import Strict
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ftkit.models.facts import ModelFacts
+    from ftkit.models.layout import ModelLayout
+    from ftkit.tuners.places import Places
+
+CONFIG = "Karimi Mahabadi et al. 2021, the authors' configs/hyperformer++.json"
+
+
+class Options(Strict):
+    """Size of the adapters and of the network that writes them."""
+
+    reduction_factor: float = Field(
+        32.0, ge=1, description="Width of the model divided by the size of the adapters. 32 in the authors' configs."
+    )
+    task_size: int = Field(64, ge=1, description="Numbers that stand for the task, for each block and for each place.")
+    hidden_size: int = Field(128, ge=1, description="Size of the network's hidden layer.")
+    embedding_size: int = Field(64, ge=1, description="Size of what all weights are linear maps of; the network grows with it.")
+    generated_norm: bool = Field(
+        True, description="A layer norm on each adapter's output, its gain and shift written by the network."
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' output.")
+    cross_attention: bool = Field(False, description="Adapters after the decoder's attention to the encoder, too.")
+    norms: bool = Field(
+        True, description="Train gains and biases of the model's norms as well (of the chosen blocks), as the authors did."
+    )
+    blocks: BlockRanges | None = Field(None, description=BLOCKS_TEXT)
+
+
+class HypernetworkAdapters(AdapterMethod):
+    """Adapters whose weights a network writes."""
+
+    name = "hypernetwork"
+    summary = "One small network writes the weights of all adapters (HyperFormer++)."
+    update_rule = (
+        "y = h + LN(U f(D x)), D and U linear in I = network(task, block, place): the network and its inputs are trained, "
+        "the model is frozen"
+    )
+    paper = Paper(
+        title="Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks",
+        authors="Karimi Mahabadi, Ruder, Dehghani, Henderson",
+        year=2021,
+        url="https://arxiv.org/abs/2106.04489",
+    )
+    capabilities = Capabilities(adapter=True, merge=False, quantized=True)
+    Options = Options
+    known_to_peft = False
+    prefix = "hypernetwork_"
+
+    def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
+        rate = Default(value=3e-4, source=f"{CONFIG}: T5 base on GLUE")
+        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+            source = "that of `adapter` with houlsby placement, measured for models this narrow: MiniLM (width 384) on BBC News"
+            rate = Default(value=3e-3, source=source)
+        return {"train.learning_rate": rate}
+
+    def refusal(self, facts: ModelFacts) -> str:
+        if reason := expert_refusal(facts):
+            return reason
+        return range_refusal(self.options.blocks, facts.block_count) if self.options.blocks is not None else ""
+
+    def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
+        from ftkit.tuners.hypernetwork import HypernetworkConfig
+        from ftkit.tuners.wrap import wrap
+
+        places, options = self._places(layout), self.options
+        config = HypernetworkConfig(
+            **places.config(layout),
+            placement="houlsby",
+            reduction_factor=options.reduction_factor,
+            activation="gelu_new",
+            dropout=options.dropout,
+            slots=self._slots(layout, places),
+            width=self._width(layout, places),
+            task_size=options.task_size,
+            hidden_size=options.hidden_size,
+            embedding_size=options.embedding_size,
+            generated_norm=options.generated_norm,
+        )
+        return wrap(model, layout, config, self.declares)
+
+    def parameter_count(self, layout: ModelLayout) -> int:
+        from ftkit.tuners.adapter import bottleneck_size
+        from ftkit.tuners.hypernetwork import kinds_of_slots
+        from ftkit.tuners.places import norm_parameter_count
+        from ftkit.tuners.wrap import head_parameter_count
+
+        places, options = self._places(layout), self.options
+        width = self._width(layout, places)
+        size = bottleneck_size(width, None, options.reduction_factor)
+        generated = 2 * width * size + size + width + (2 * width if options.generated_norm else 0)
+        task, hidden, inner = options.task_size, options.hidden_size, options.embedding_size
+        count = task * (1 + sum(kinds_of_slots(self._slots(layout, places))))
+        count += (3 * task + 1) * hidden + (hidden + 1) * inner + 2 * inner + (inner + 1) * generated
+        return count + norm_parameter_count(layout, places.norms) + head_parameter_count(layout)
+
+    def _places(self, layout: ModelLayout) -> Places:
+        from ftkit.tuners.places import find_places
+
+        options = self.options
+        return find_places(layout, "houlsby", blocks=options.blocks, cross_attention=options.cross_attention, norms=options.norms)
+
+    def _width(self, layout: ModelLayout, places: Places) -> int:
+        """Of all adapters. Raises ModelError where it differs (Swin's stages)."""
+        from ftkit.errors import ModelError
+
+        if len(widths := set(places.widths)) > 1:
+            message = f"the blocks of {layout.architecture} are {sorted(widths)} wide, and one network writes weights of one width"
+            raise ModelError(message, hint="Use `adapter` or `compacter`")
+        return widths.pop()
+
+    def _slots(self, layout: ModelLayout, places: Places) -> dict[str, list[int]]:
+        """Number among the chosen blocks and kind of place of each adapter: 0 attention, 1 feed-forward, 2 cross-attention."""
+        from ftkit.models.sublayers import attention_outputs, feed_forwards
+
+        found: dict[str, Any] = {place.output: [place.block, 2 if place.cross else 0] for place in attention_outputs(layout)}
+        found |= {place.output: [place.block, 1] for place in feed_forwards(layout)}
+        numbers = {block: number for number, block in enumerate(sorted({found[path][0] for path in places.outputs}))}
+        return {path: [numbers[found[path][0]], found[path][1]] for path in places.outputs}
