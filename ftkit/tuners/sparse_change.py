@@ -29,7 +29,8 @@ from ftkit.tuners.additions import AdditionLayer, AdditionModel
 class SparseChangeConfig(PeftConfig):
     """Config of a sparse change.
 
-    tensors: number of elements of each tensor that may be changed, by its name in the plain model. Positions count through them sorted by name.
+    tensors: number of elements of each tensor that may be changed, by its name in the plain model. Positions count through
+        them sorted by name.
     count: how many numbers are changed.
     target_modules: the modules that own the tensors; a list of module name endings, or a regular expression for whole names.
     modules_to_save: modules trained and saved whole, beside the change (the task head).
