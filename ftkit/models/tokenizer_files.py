@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 from pathlib import Path
 from typing import Any
+
+from ftkit.files import read_json
 
 TOKENIZER_PARTS = ("vocab*.txt", "vocab*.json", "*_vocab.json", "*.model", "*.spm", "*.codes", "*.tiktoken")
 """Vocabularies; tokenizer.json, which holds all of a fast tokenizer, apart."""
@@ -36,7 +37,7 @@ def _slow_class(folder: Path) -> Any:
     if not settings.is_file() or (folder / "tokenizer.json").is_file():
         return None
     try:
-        name = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+        name = read_json(settings).get("tokenizer_class")
     except (OSError, ValueError, AttributeError):
         # Whoever loads it says what is wrong with it.
         return None

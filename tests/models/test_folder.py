@@ -8,6 +8,7 @@ import pytest
 from ftkit.errors import ModelError
 from ftkit.models.facts import read_facts
 from ftkit.models.folder import locate, model_files
+from ftkit.models.processor import load_processor
 from ftkit.recipe.schema import ModelSpec
 from tests.tiny import save_tiny
 
@@ -91,6 +92,19 @@ def test_hostile_json_is_refused_with_its_place(bert: Path, file: str, content: 
     text = _refusal(bert)
     assert message in text
     assert str(bert) in text
+
+
+def test_hostile_settings_of_a_tokenizer_that_may_be_written_in_python_are_refused(bert: Path) -> None:
+    (bert / "tokenizer.json").unlink()
+    (bert / "vocab.txt").write_text("x")
+    (bert / "tokenizer_config.json").write_text(DEEP)
+    wrong = "cannot be read as JSON: it is nested more than 100 levels deep"
+    assert f"tokenizer_config.json: model.name: {wrong}" in _refusal(bert)
+    save_tiny(bert.parent / "other", "bert")
+    spec = ModelSpec(name=str(bert.parent / "other"), tokenizer=str(bert))
+    facts = read_facts(spec)
+    with pytest.raises(ModelError, match=f"tokenizer_config.json: model.tokenizer: {wrong}"):
+        load_processor(spec, facts)
 
 
 @pytest.mark.parametrize(
