@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ftkit.methods.base import Default
     from ftkit.metrics.base import MetricSpec
     from ftkit.models.facts import ModelFacts
+    from ftkit.tasks.parts.profiles import Profile, Recognized
 
 Row = Mapping[str, Any]
 """A data row under the task's column names (after `data.columns`)."""
@@ -131,6 +132,9 @@ class Task(ABC):
     plain_text: ClassVar[Literal["text", "document"]] = "text"
     """What a row of a .txt file is, unless the source names a format: a line, or the whole file."""
 
+    group_column: ClassVar[str | None] = None
+    """The task's column whose equal values belong into one split (the passage that several questions are about)."""
+
     path_options: ClassVar[frozenset[str]] = frozenset()
     """Options of text that may name a local file; a value with a file ending does, and the plan makes it absolute."""
 
@@ -151,6 +155,13 @@ class Task(ABC):
 
     left_out: str = ""
     """Why `encode` gives no feature for some training rows, as a phrase: `no token of the answer is within max_length`."""
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """What speaks for this task in data with these columns, by name; None if nothing does. `ftkit init` goes by it.
+
+        Raises DataError for data that looks like this task's and cannot be used for it."""
+        return None
 
     def __init__(self, options: Strict) -> None:
         self.options: Any = options

@@ -22,6 +22,8 @@ from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Calibration, Column, Features, Head, Prediction, Row, RowError, Rows, Task
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
+from ftkit.tasks.parts.profiles import CERTAIN, Profile, Recognized, by_names
+from ftkit.tasks.parts.question_columns import QUESTION_COLUMNS
 from ftkit.tasks.parts.spans import (
     Passage,
     best_text,
@@ -97,7 +99,14 @@ class QuestionAnswering(Task):
     Options = Options
     supports_label_smoothing = True
     needs_offsets = "question-answering finds answers by their characters"
+    group_column = "context"
     left_out = "no window holds the whole answer (a larger task.stride or task.max_length helps)"
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """A question, a context and answers."""
+        kinds = {"question": ["text"], "context": ["text"], "answers": ["mapping", "records", "text"]}
+        return by_names(cls(cls.Options()), data, kinds, strength=CERTAIN)
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
@@ -113,24 +122,7 @@ class QuestionAnswering(Task):
 
     def columns(self) -> Mapping[str, Column]:
         """Question, context, answers, and where they begin if `answers` does not say."""
-        return {
-            "question": Column(summary="The question.", names=("question", "query")),
-            "context": Column(summary="The text that may hold the answer.", names=("context", "passage", "paragraph", "document")),
-            "answers": Column(
-                summary='The acceptable answers: {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or a text.',
-                target=True,
-                names=("answers", "answer", "answer_text"),
-            ),
-            "answer_start": Column(
-                summary="Characters of the context before the answer, where `answers` is a text.",
-                required=False,
-                target=True,
-                names=("answer_start",),
-            ),
-            "is_impossible": Column(
-                summary="Whether the question has no answer.", required=False, target=True, names=("is_impossible",)
-            ),
-        }
+        return QUESTION_COLUMNS
 
     def check_options(self) -> str:
         """Options that contradict each other, and unknown metrics."""
