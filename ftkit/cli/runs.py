@@ -94,6 +94,9 @@ def predict(
     keep_columns: Annotated[
         bool, typer.Option("--keep-columns", help="Put all columns of a row before its result, not only its `id`.")
     ] = False,
+    skip_errors: Annotated[
+        bool, typer.Option("--skip-errors", help="Go on after rows that cannot be used; their result is null, with the reason.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at a time (default: as in training).", show_default=False)
     ] = None,
@@ -107,7 +110,8 @@ def predict(
     Rows stand under the column names of the training data; targets are not needed.
     """
     refuse_both(input=source, text=texts, interactive=interactive)
-    for name, given in {"--json": as_json, "--output": output, "--keep-columns": keep_columns, "--batch-size": batch_size}.items():
+    others = {"--json": as_json, "--output": output, "--keep-columns": keep_columns, "--batch-size": batch_size}
+    for name, given in {**others, "--skip-errors": skip_errors}.items():
         if interactive and given:
             raise typer.BadParameter(f"{name} has no effect with --interactive; leave it out, or give rows by --input or --text")
     if interactive:
@@ -122,7 +126,7 @@ def predict(
     with standard_output_for_documents():
         predictor = _load(run, options, plugins, allow_code, as_json)
         rows: Iterable[Any] = texts if texts else predictor.read(str(source))
-        found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns)
+        found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns, skip_errors=skip_errors)
         if output is None:
             print_predictions(found, as_json=as_json)
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -82,36 +84,69 @@ class Predictor:
         return iter(table)
 
     def predict(
-        self, rows: Iterable[Mapping[str, Any] | str], batch_size: int | None = None, *, keep_columns: bool = False
+        self,
+        rows: Iterable[Mapping[str, Any] | str],
+        batch_size: int | None = None,
+        *,
+        keep_columns: bool = False,
+        skip_errors: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Targets are not needed.
 
         Rows stand under the data's column names, as in training, or under the task's own (`{"text": ...}`); where the input is one
         text, a row may be that text. Reads as many rows at a time as one batch holds. A result begins with the `id` of a row that has
-        one; keep_columns: with all columns of the row. Raises DataError for a row that the task cannot use, RecipeError for texts where
+        one; keep_columns: with all columns of the row. skip_errors: a row that the task cannot use gives `{"prediction": None, "error":
+        why}` in its place. Raises DataError for a row that the task cannot use, RecipeError for texts where
         a row needs more than one.
         """
-        from ftkit.training.evaluation import predict_features
-
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
         given = enumerate([rows] if isinstance(rows, str) else rows, start=1)
         pending, start = (self._row(row, number) for number, row in given), 1
         while chunk := list(islice(pending, size)):
-            table, store = self._encoded(chunk, start)
-            predictions, _, _ = predict_features(
-                self._model,
-                self.task,
-                store,
-                self.prepared.processor,
-                batch_size=size,
-                max_tokens=None,
-                accelerator=self._accelerator,
-                presenting=True,
-            )
-            for prediction, row, columns in zip(predictions, table, chunk, strict=True):
-                shown = self.task.present(prediction, row)
-                yield {**carried_columns(columns, shown, everything=keep_columns), **shown}
+            errors = self._errors(chunk, start) if skip_errors else {}
+            usable = [row for index, row in enumerate(chunk) if index not in errors]
+            with _naming_way_on() if not skip_errors else nullcontext():
+                table_and_features = self._encoded(usable, start) if usable else None
+            found = self._results(usable, table_and_features, size, keep_columns=keep_columns) if table_and_features else iter(())
+            for index, row in enumerate(chunk):
+                failed = {"prediction": None, "error": errors.get(index)}
+                yield {**carried_columns(row, failed, everything=keep_columns), **failed} if index in errors else next(found)
             start += len(chunk)
+
+    def _errors(self, chunk: Sequence[Mapping[str, Any]], start: int) -> dict[int, str]:
+        """What is wrong with rows that the task cannot use, by index; each is tried alone only if all together fail."""
+        try:
+            self._encoded(chunk, start)
+            return {}
+        except DataError:
+            pass
+        found = {}
+        for index, row in enumerate(chunk):
+            try:
+                self._encoded([row], start + index)
+            except DataError as error:
+                found[index] = error.problems[0].message
+        return found
+
+    def _results(
+        self, chunk: Sequence[Mapping[str, Any]], encoded: tuple[Table, FeatureStore], size: int, *, keep_columns: bool
+    ) -> Iterator[dict[str, Any]]:
+        from ftkit.training.evaluation import predict_features
+
+        table, store = encoded
+        predictions, _, _ = predict_features(
+            self._model,
+            self.task,
+            store,
+            self.prepared.processor,
+            batch_size=size,
+            max_tokens=None,
+            accelerator=self._accelerator,
+            presenting=True,
+        )
+        for prediction, row, columns in zip(predictions, table, chunk, strict=True):
+            shown = self.task.present(prediction, row)
+            yield {**carried_columns(columns, shown, everything=keep_columns), **shown}
 
     def encode(self, row: Mapping[str, Any] | str) -> FeatureStore:
         """The features of one row, as the model takes them. Raises as `predict` does."""
@@ -189,6 +224,17 @@ class Predictor:
         if name not in tables:
             raise RecipeError(f"the run has no {name!r} split", hint=f"It has: {', '.join(tables)}. Or give --data FILE")
         return tables[name]
+
+
+@contextmanager
+def _naming_way_on() -> Iterator[None]:
+    """Adds to what is wrong with rows how the others can be predicted all the same."""
+    try:
+        yield
+    except DataError as error:
+        *others, last = error.problems
+        hint = f"{last.hint}{'. ' if last.hint else ''}Rows that can be used are predicted with --skip-errors"
+        raise DataError([*others, replace(last, hint=hint)]) from error
 
 
 def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Predictor:

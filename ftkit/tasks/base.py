@@ -141,6 +141,15 @@ class Task(ABC):
     pretrained_head: ClassVar[bool] = False
     """Whether the output layer is the checkpoint's own (a language model's), not a new one."""
 
+    own_metrics: ClassVar[tuple[MetricSpec, ...]] = ()
+    """Metrics of this task alone, which no family holds, for lists of what there is."""
+
+    length_unit: ClassVar[str] = "tokens"
+    """What `length` of features counts, as in `5,120 tokens/s`."""
+
+    pipeline_tag: str = ""
+    """What the hub calls this kind of model on its card; '' where it has no name for it."""
+
     takes_pairs: ClassVar[bool] = False
     """Whether two models put together (`model.decoder`) can do it."""
 
@@ -262,6 +271,9 @@ class Task(ABC):
 
     supports_label_smoothing: bool = False
 
+    measures_share: bool = False
+    """Whether a metric is the share of examples that are right, so that the number of rows bounds its precision."""
+
     # --- results -------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -289,6 +301,10 @@ class Task(ABC):
 
         model: the trained model outside any distributed wrapper."""
         raise NotImplementedError
+
+    def code_example(self) -> list[str]:
+        """Lines of Python that go on from the `model` and `tokenizer` of an export, for its card."""
+        return []
 
     streams: bool = False
     """Whether `stream` can give the text of an answer while it is written."""

@@ -53,6 +53,8 @@ class ImageClassification(LabelTask):
     name = "image-classification"
     summary = "A label, several labels or a number for an image."
     model_kinds = frozenset({"vision"})
+    pipeline_tag = "image-classification"
+    length_unit = "images"
     Options = Options
 
     @classmethod

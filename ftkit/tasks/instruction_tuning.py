@@ -96,6 +96,9 @@ class InstructionTuning(WritesText):
     summary = "Answers in conversations (chat, SFT), by a decoder."
     model_kinds = frozenset({"decoder"})
     pretrained_head = True
+    pipeline_tag = "text-generation"
+    asks_in_turns = True
+    own_metrics = (AnswerMatch(None).spec(),)
     Options = Options
     path_options = frozenset({"chat_template"})
 

@@ -78,6 +78,7 @@ class LanguageModeling(WritesText):
     summary = "The continuation of texts by a decoder."
     model_kinds = frozenset({"decoder"})
     pretrained_head = True
+    pipeline_tag = "text-generation"
     Options = Options
     plain_text = "document"
 

@@ -104,6 +104,7 @@ class Seq2Seq(WritesText):
         chosen = _AUTO_METRICS[self.options.goal] if self.options.metrics == "auto" else self.options.metrics
         self._metrics = MetricChoice({**_OF_TOKENS, **generated_text.METRICS}, chosen)
         self._pairs = TextPairs(self.options.translation_keys)
+        self.pipeline_tag = "text2text-generation" if self.options.goal == "other" else self.options.goal
         self._longest_target = 0
         self._start: int | None = None
 

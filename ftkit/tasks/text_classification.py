@@ -59,6 +59,7 @@ class TextClassification(LabelTask):
     name = "text-classification"
     summary = "A label, several labels or a number for a text or a pair of texts."
     model_kinds = frozenset({"encoder", "decoder", "encoder-decoder"})
+    pipeline_tag = "text-classification"
     Options = Options
 
     @classmethod

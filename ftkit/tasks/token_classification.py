@@ -97,6 +97,7 @@ class TokenClassification(Task):
     name = "token-classification"
     summary = "A tag for each word: named entities, chunks, parts of speech."
     model_kinds = frozenset({"encoder", "decoder"})
+    pipeline_tag = "token-classification"
     Options = Options
     supports_label_smoothing = True
 

@@ -41,6 +41,18 @@ def test_notes_are_shown(ftkit: Run, folder: Path, model: Path, data: Path) -> N
     assert "\nnote: " in ftkit("validate", "leaky.yaml").out
 
 
+def test_a_model_that_is_not_here_is_said_not_to_be_checked(ftkit: Run, folder: Path, data: Path) -> None:
+    Path("hub.yaml").write_text(f"model: some/model\ntask: text-classification\ndata: {{train: {data}}}\nmethod: lora\n")
+    assert "note: the model itself was not checked: some/model is a hub id" in ftkit("validate", "hub.yaml").out
+
+
+def test_an_export_may_be_a_single_word(ftkit: Run, recipe: Path) -> None:
+    assert ftkit("validate", recipe, "export=adapter").code == 0
+    ended = ftkit("validate", recipe, "method=adapter", "export=[adapter, merged]")
+    assert ended.code == 2
+    assert "on the command line `export=adapter`" in ended.err
+
+
 def test_plan_has_every_section(ftkit: Run, recipe: Path) -> None:
     ended = ftkit("plan", recipe)
     assert ended.code == 0
@@ -105,7 +117,7 @@ def test_inspect_refuses_a_split_that_is_not_there(ftkit: Run, recipe: Path) -> 
 def test_tokens_are_colored_by_their_note() -> None:
     terminal, colors = Terminal(), {}
     row = {
-        "row": 0,
+        "row": 1,
         "place": "a.csv, line 2",
         "tokens": [["Ann", "B-PER"], ["\x1b[2J", ""], ["Bo", "B-PER"], ["x", "B-LOC"], ["", "end"]],
     }

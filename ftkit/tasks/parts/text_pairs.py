@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ftkit.errors import DataError, Problem
 from ftkit.tasks.base import Row, RowError, Task
 from ftkit.tasks.parts.labels import shown
 from ftkit.tasks.parts.profiles import CERTAIN, LIKELY, Profile, Recognized, listed, named_columns, plain_name
@@ -55,6 +56,7 @@ class TextPairs:
 
     def __init__(self, keys: Sequence[str] | None) -> None:
         self._keys = dict(zip(("source", "target"), keys, strict=True)) if keys else {}
+        self._found: set[str] = set()
 
     def check(self, row: Row) -> None:
         """Raises RowError for an empty source, and for a target (rows to predict have none) that is neither text nor a list of texts."""
@@ -88,6 +90,12 @@ class TextPairs:
             hint = f"Set task.translation_keys to the keys of source and target; this row has {', '.join(map(str, value))}"
             raise RowError(column, "the row holds a mapping, not a text", hint)
         key = self._keys[column]
+        if key not in value and key not in self._found:
+            # The first row at once: the option is wrong, not the rows.
+            message = f"there is no {key!r} in the mappings of the data, which have {', '.join(map(str, value)) or 'no keys'}"
+            hint = "Name the keys of source and target, as the data writes them: `translation_keys: [en, de]`"
+            raise DataError(Problem(message=message, key="task.translation_keys", hint=hint))
         if key not in value:
             raise RowError(column, f"there is no {key!r} in {shown(dict(value))}", "Correct the row, or task.translation_keys")
+        self._found.add(key)
         return value[key]
