@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ftkit.cli.plan_view import _flat
 from ftkit.cli.token_view import print_row
 from tests.cli.conftest import Run, Terminal
 
@@ -163,3 +164,7 @@ def test_a_recipe_may_come_from_another_command(recipe: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout.count(" is valid.")) == (0, 2), done.stderr
+
+
+def test_whole_numbers_are_shown_without_digits() -> None:
+    assert _flat({"median": 20.0, "mean": 20.5, "longest": 3000}) == "median 20, mean 20.5000, longest 3,000"
