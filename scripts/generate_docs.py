@@ -19,15 +19,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ftkit.cli.catalog import family_title, metric_families, type_text
 from ftkit.cli.shipped import shipped_recipes
 from ftkit.errors import EXIT_CODES
 from ftkit.methods.parts.peft_types import OWN_METHOD, REFUSED, TUNERS
-from ftkit.metrics.catalog import all_metrics
 from ftkit.models.facts import ModelFacts
 from ftkit.recipe.checking import models_in
 from ftkit.recipe.plan import FALLBACKS
 from ftkit.recipe.reading import scalar
-from ftkit.recipe.schema import Every, RecipeBody, SourceSpec, Strict
+from ftkit.recipe.schema import RecipeBody, SourceSpec, Strict
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Column
 
@@ -140,9 +140,9 @@ def task(name: str) -> str:
 def metrics() -> str:
     """A table for each metric family."""
     parts = []
-    for family, specs in all_metrics().items():
+    for family, specs in metric_families().items():
         rows = [[f"`{s.name}`", s.direction, "yes" if s.headline else "", _cell(s.summary)] for s in specs]
-        parts.append(f"### {family.replace('_', ' ').capitalize()}\n\n{_table(['metric', 'better', 'interval', 'what'], rows)}")
+        parts.append(f"### {family_title(family).capitalize()}\n\n{_table(['metric', 'better', 'interval', 'what'], rows)}")
     return "\n\n".join(parts)
 
 
@@ -201,7 +201,7 @@ CAPABILITIES = {
 }
 
 
-WRITTEN = {Every: "`{epochs: number > 0}` or `{steps: whole number >= 1}`", SourceSpec: "[source](#a-source-of-data)"}
+WRITTEN = {"Every": "`{epochs: number > 0}` or `{steps: whole number >= 1}`", "SourceSpec": "[source](#a-source-of-data)"}
 """Mappings that stand in many places, as the type column shows them."""
 
 
@@ -221,7 +221,7 @@ def _key_rows(model: type[BaseModel], prefix: str) -> Iterator[list[str]]:
         shown = f"{prefix}.{name}" if prefix else name
         yield _key_row(model, name, shown)
         for inner in models_in(field.annotation):
-            if inner not in WRITTEN:
+            if inner.__name__ not in WRITTEN:
                 yield from _key_rows(inner, shown)
 
 
@@ -229,7 +229,7 @@ def _key_row(model: type[BaseModel], name: str, shown: str) -> list[str]:
     schema = model.model_json_schema()
     form = schema["properties"][name]
     default = "required" if name in schema.get("required", []) else _default(model, name, form)
-    kind = type_text(form, schema.get("$defs", {}))
+    kind = type_text(form, schema.get("$defs", {}), WRITTEN)
     return [f"`{shown}`", kind.replace("|", "\\|"), _cell(default), _cell(form.get("description", ""))]
 
 
@@ -247,35 +247,6 @@ def _options(component: Any) -> str:
         return "None."
     rows = [row for name in model.model_fields for row in [_key_row(model, name, name)]]
     return _table(["option", *KEY_HEADER[1:]], rows)
-
-
-def type_text(form: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """A JSON Schema type in a few words, with its bounds: `whole number >= 1 or auto`."""
-    if "$ref" in form:
-        name = form["$ref"].rpartition("/")[2]
-        return next((text for model, text in WRITTEN.items() if model.__name__ == name), "mapping")
-    if "anyOf" in form or "oneOf" in form:
-        return " or ".join(dict.fromkeys(type_text(choice, definitions) for choice in form.get("anyOf") or form["oneOf"]))
-    if "enum" in form:
-        return " or ".join(f"`{choice}`" for choice in form["enum"])
-    if "const" in form:
-        return f"`{form['const']}`"
-    if form.get("type") == "array":
-        items = type_text(form.get("items", {}), definitions)
-        if form.get("items", {}).get("$ref", "").endswith(SourceSpec.__name__):
-            return f"{items} or list of them"
-        return f"list of {f'({items})' if ' or ' in items else items}"
-    return f"{_NAMES.get(str(form.get('type')), 'mapping')}{_bounds(form)}"
-
-
-_NAMES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
-_SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
-
-
-def _bounds(form: dict[str, Any]) -> str:
-    return "".join(
-        f"{' and' if number else ''} {_SIGNS[key]} {form[key]:,}" for number, key in enumerate(k for k in _SIGNS if k in form)
-    )
 
 
 def _method_defaults(cls: Any) -> str:

@@ -1,6 +1,6 @@
 # Sourced by the other scripts: makes or reuses the virtual environment in .venv and installs ftkit with the extras in $EXTRAS,
 # and the packages in $ALONE without what they depend on.
-# Environment: FTKIT_VENV (default .venv), PYTHON (default: the newest of python3.13 ... python3.10, python3).
+# Environment: FTKIT_VENV (default .venv), PYTHON (default: the first of python3.11, 3.12, 3.13, 3.10 and python3 that is there and new enough).
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

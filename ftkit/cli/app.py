@@ -18,7 +18,7 @@ from ftkit.cli.failure import BROKEN_PIPE, USAGE_ERROR, abandon_standard_output,
 from ftkit.cli.output import naming_standard_output, prepare_streams, say, standard_output_for_documents
 from ftkit.errors import EXIT_CODES
 
-EPILOG = "\n\n".join(["Exit codes:", *(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())])
+EPILOG = "\b\n" + "\n".join(["Exit codes:", *(f"{code}: {meaning}" for code, meaning in EXIT_CODES.items())])
 TRAINING, RUNS, LOOKING_UP, STARTING = "Train", "Use a run", "Look up", "Start"
 
 app = typer.Typer(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +13,9 @@ from ftkit.cli.options import AsJson, Force, Plugins, load_plugins
 from ftkit.cli.output import emit, print_facts, print_table, say
 from ftkit.errors import Problem, RecipeError
 from ftkit.recipe.writing import flow
+
+if TYPE_CHECKING:
+    from ftkit.metrics.base import MetricSpec
 
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Only this one, with its options.", show_default=False)]
 
@@ -61,11 +65,9 @@ def tasks(name: Name = None, as_json: AsJson = False, plugins: Plugins = None) -
 
 def metrics(as_json: AsJson = False) -> None:
     """List the metrics by family: what each measures, which way is better."""
-    from ftkit.metrics.catalog import all_metrics
-
     found = [
         {"family": family, "name": spec.name, "summary": spec.summary, "direction": spec.direction, "interval": spec.headline}
-        for family, specs in all_metrics().items()
+        for family, specs in metric_families().items()
         for spec in specs
     ]
     if as_json:
@@ -77,7 +79,7 @@ def metrics(as_json: AsJson = False) -> None:
             for entry in found
             if entry["family"] == family
         ]
-        print_table(["metric", "better", "interval", "what"], rows, title=str(family).replace("_", " "))
+        print_table(["metric", "better", "interval", "what"], rows, title=family_title(str(family)))
 
 
 def schema(
@@ -153,30 +155,72 @@ def _task_facts(task: Any) -> dict[str, Any]:
 
 
 def _options(options: Any) -> list[dict[str, Any]]:
-    properties = options.model_json_schema().get("properties", {})
+    schema = options.model_json_schema()
     return [
         {
             "name": name,
-            "type": type_text(form),
-            "default": form.get("default"),
-            "required": "default" not in form,
+            "type": type_text(form, schema.get("$defs", {})).replace("`", ""),
+            "default": _plain_default(options.model_fields[name]),
+            "required": name in schema.get("required", []),
             "description": form.get("description", ""),
         }
-        for name, form in properties.items()
+        for name, form in schema.get("properties", {}).items()
     ]
 
 
-def type_text(form: dict[str, Any]) -> str:
-    """A JSON Schema type in a few words: `integer or auto`, `list of string`."""
-    if "anyOf" in form:
-        return " or ".join(dict.fromkeys(type_text(choice) for choice in form["anyOf"]))
+def _plain_default(field: Any) -> Any:
+    """The default as plain values; None where there is none."""
+    if field.is_required():
+        return None
+    default = field.get_default(call_default_factory=True)
+    return default.model_dump(mode="json", exclude_none=True) if hasattr(default, "model_dump") else default
+
+
+def type_text(form: dict[str, Any], definitions: dict[str, Any], written: Mapping[str, str] | None = None) -> str:
+    """A JSON Schema type in a few words, with its bounds: ``whole number >= 1 or `auto` ``.
+
+    definitions: the schema's `$defs`. written: how mappings that stand in many places are shown, by class name.
+    """
+    if "$ref" in form:
+        return (written or {}).get(form["$ref"].rpartition("/")[2], "mapping")
+    if choices := form.get("anyOf") or form.get("oneOf"):
+        return " or ".join(dict.fromkeys(type_text(choice, definitions, written) for choice in choices))
     if "enum" in form:
-        return " or ".join(map(str, form["enum"]))
+        return " or ".join(f"`{choice}`" for choice in form["enum"])
     if "const" in form:
-        return str(form["const"])
+        return f"`{form['const']}`"
     if form.get("type") == "array":
-        return f"list of {type_text(form.get('items', {}))}"
-    return str(form.get("type", "mapping"))
+        inner = form.get("items", {})
+        items = type_text(inner, definitions, written)
+        if written and inner.get("$ref", "").rpartition("/")[2] in written:
+            return f"{items} or list of them"
+        return f"list of {f'({items})' if ' or ' in items else items}"
+    return f"{_NAMES.get(str(form.get('type')), 'mapping')}{_bounds(form)}"
+
+
+_NAMES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "null": "null"}
+_SIGNS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+def _bounds(form: dict[str, Any]) -> str:
+    return "".join(
+        f"{' and' if number else ''} {_SIGNS[key]} {form[key]:,}" for number, key in enumerate(k for k in _SIGNS if k in form)
+    )
+
+
+def metric_families() -> dict[str, list[MetricSpec]]:
+    """The metrics of each family, then those that belong to all tasks, or to a single one."""
+    from ftkit.metrics.base import LOSS
+    from ftkit.metrics.catalog import all_metrics
+    from ftkit.registry import TASKS
+
+    own = {name: list(TASKS.get(name).own_metrics) for name in TASKS.names()}
+    return {**all_metrics(), "every task": [LOSS], **{name: specs for name, specs in own.items() if specs}}
+
+
+def family_title(family: str) -> str:
+    """A family's name in words."""
+    return family.replace("multi_label", "multi-label").replace("_", " ")
 
 
 def _print_one(entry: dict[str, Any], facts: dict[str, str]) -> None:

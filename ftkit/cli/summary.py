@@ -48,7 +48,7 @@ def run_facts(results: Mapping[str, Any]) -> dict[str, str]:
     if seconds := results.get("seconds"):
         facts["time"] = f"training {shown_seconds(seconds['training'])}, evaluation {shown_seconds(seconds['evaluation'])}"
     if speed := results.get("tokens_per_second"):
-        facts["speed"] = f"{speed:,.0f} tokens/s"
+        facts["speed"] = f"{speed:,.0f} {results.get('length_unit', 'tokens')}/s"
     if memory := results.get("peak_memory_mib"):
         facts["peak memory"] = shown_mib(memory)
     for gate in results.get("gates") or ():

@@ -155,6 +155,11 @@ def locate(spec: SourceSpec, base: Path) -> Found:
     raise _missing(path, base)
 
 
+def is_plain_text(path: str) -> bool:
+    """Whether a path, a glob or `path#500` names files of plain text by their ending."""
+    return FORMAT_OF_SUFFIX.get(_suffix(Path(re.sub(r"#[0-9]+$", "", path)))) == "text"
+
+
 def shown(path: Path) -> str:
     """A path as messages show it: relative to the current folder where it lies in it."""
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)

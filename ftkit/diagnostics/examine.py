@@ -53,7 +53,7 @@ class _Look:
     def quick(self, *, learned: bool = True) -> list[Finding]:
         """Everything that takes a pass or two over the rows of a split by itself."""
         closed = learned and has_closed_answers(self.task)
-        found = size_findings(self.splits, self._train, answered=bool(self.roles["train"].targets))
+        found = size_findings(self.splits, self._train, answered=self.task.measures_share)
         for name, table in self.splits.items():
             if name in self.inputs:
                 found += duplicate_findings(name, table, self.inputs[name], self.roles[name], closed=closed)

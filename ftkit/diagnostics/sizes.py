@@ -33,7 +33,7 @@ def rows_for(width: float) -> int:
 def size_findings(splits: Splits, train: TrainSpec, *, answered: bool) -> list[Finding]:
     """Splits that are too small, or missing where the recipe relies on them.
 
-    answered: whether rows have answers that can be right or wrong; documents to continue are measured by their tokens.
+    answered: whether rows have answers that are right or wrong as a whole; others are measured by their tokens.
     """
     held_back = [(name, len(table)) for name, table in splits.items() if answered and name != "train"]
     found = [_small(name, rows) for name, rows in held_back if half_width(rows) > FINE]

@@ -13,6 +13,7 @@ from ftkit.errors import ModelError, Problem
 from ftkit.models.facts import ModelFacts
 from ftkit.models.folder import locate, read_json, tokenizer_problems
 from ftkit.models.quiet import quiet_libraries
+from ftkit.paths import PACKAGE_PREFIX
 from ftkit.recipe.schema import ModelSpec
 
 _OF_THE_PLACE = frozenset(
@@ -22,6 +23,11 @@ _OF_THE_PLACE = frozenset(
     """.split()
 )
 """Settings of a tokenizer that say where it comes from, or what its key has from elsewhere."""
+
+NOT_HERE = (
+    "It is a hub id. Without access to the hub give a local folder or an installed package (`package:NAME/PATH`), or download it first, "
+    "where there is a network: `hf download ID --local-dir FOLDER`"
+)
 
 
 def load_processor(spec: ModelSpec, facts: ModelFacts, base: Path | None = None) -> Any:
@@ -122,7 +128,10 @@ def _source(spec: ModelSpec, name: str, key: str, base: Path | None) -> tuple[st
 
 def _unloadable(what: str, name: str, key: str, error: Exception) -> ModelError:
     reason = str(error).strip().split("\n")[0][:300]
-    return ModelError(Problem(message=f"the {what} of {name!r} cannot be loaded ({type(error).__name__}: {reason})", key=key))
+    message = f"the {what} of {name!r} cannot be loaded ({type(error).__name__}: {reason})"
+    # A hub id is no folder; what is wrong with a folder is in the reason.
+    is_hub_id = not name.startswith(PACKAGE_PREFIX) and not Path(name).exists()
+    return ModelError(Problem(message=message, key=key, hint=NOT_HERE if is_hub_id else ""))
 
 
 def processor_key(processor: Any) -> str:

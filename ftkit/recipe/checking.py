@@ -14,6 +14,25 @@ from ftkit.recipe.reading import Document, KeyPath, dotted
 
 M = TypeVar("M", bound=BaseModel)
 
+ALIASES = {
+    **dict.fromkeys(("lr", "peak_lr", "rate"), "learning_rate"),
+    **dict.fromkeys(("bs", "batch", "per_device_train_batch_size", "train_batch_size"), "batch_size"),
+    **dict.fromkeys(("per_device_eval_batch_size", "eval_bs"), "eval_batch_size"),
+    **dict.fromkeys(("wd", "decay"), "weight_decay"),
+    **dict.fromkeys(("warmup", "warmup_proportion"), "warmup_ratio"),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "n_epochs"), "epochs"),
+    **dict.fromkeys(("steps", "num_steps"), "max_steps"),
+    **dict.fromkeys(("grad_accum", "accumulation", "accumulate_grad_batches"), "gradient_accumulation_steps"),
+    **dict.fromkeys(("lr_scheduler", "scheduler", "lr_scheduler_type"), "schedule"),
+    **dict.fromkeys(("grad_clip", "clip", "gradient_clip_val"), "max_grad_norm"),
+    **dict.fromkeys(("max_seq_length", "max_seq_len", "seq_length", "cutoff_len"), "max_length"),
+    **dict.fromkeys(("r", "lora_r"), "rank"),
+    **dict.fromkeys(("target_modules", "modules"), "targets"),
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+}
+"""What other tools and people call keys of recipes. They are told apart, never read."""
+
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -103,11 +122,21 @@ def _word(details: list[dict[str, Any]], path: KeyPath, model: type[BaseModel], 
         return "is required", f"Add `{path[-1]}:`"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"]), ""
+    if path[:1] == ("expect",) and isinstance(first["input"], (int, float)):
+        return (
+            f"{first['input']} is not a comparison",
+            f'Write which way it is good, in quotes: `{path[-1]}: ">= {first["input"]}"`',
+        )
     expected = list(dict.fromkeys(_expected(detail) for detail in details))
     return f"{_shown(first['input'])} is not {' or '.join(expected)}", ""
 
 
 def _unknown_key(key: str, known: Sequence[str], moved: dict[str, list[str]]) -> tuple[str, str]:
+    usual = ALIASES.get(key.lower(), "")
+    if usual in known:
+        return f"unknown key {key!r}", f"Did you mean {usual!r}?"
+    if usual in moved and key not in moved:
+        return f"unknown key {key!r}", f"Did you mean {usual!r}, under {' or '.join(_shallow_first(moved[usual]))}?"
     # A slip of the pen in a key from here is likelier than a key from elsewhere, and that likelier than a distant likeness.
     if near := get_close_matches(key.lower(), known, n=1, cutoff=0.75):
         return f"unknown key {key!r}", f"Did you mean {near[0]!r}?"

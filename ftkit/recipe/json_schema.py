@@ -34,11 +34,16 @@ def _component_form(kind: str, name: str, component: Any, definitions: dict[str,
 
 
 def _allow_shorthands(schema: dict[str, Any]) -> None:
-    """Models with a shorthand may be plain text, and a list of sources may be a single one."""
+    """Models with a shorthand may be plain text, and a list of sources or exports may be a single one."""
     text = {"type": "string"}
     schema["properties"]["model"] = {"anyOf": [text, {"$ref": "#/$defs/ModelSpec"}]}
     quantization = schema["$defs"]["ModelSpec"]["properties"]["quantization"]
     quantization["anyOf"] = [text, *quantization["anyOf"]]
+    export = schema["properties"]["export"]
+    schema["properties"]["export"] = {
+        **{key: export[key] for key in ("description", "default") if key in export},
+        "anyOf": [export["items"], {"type": "array", "items": export["items"]}],
+    }
     source = {"anyOf": [text, {"$ref": "#/$defs/SourceSpec"}]}
     for split in ("train", "validation", "test"):
         field = schema["$defs"]["DataSpec"]["properties"][split]

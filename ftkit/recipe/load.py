@@ -175,11 +175,12 @@ def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list
                     (
                         ("export", index),
                         f"{method.name} trains the model itself; there is no separate adapter",
-                        "Use `export: [merged]`",
+                        "Use `export: [merged]` (on the command line `export=merged`)",
                     )
                 )
             if form == "merged" and can.adapter and not can.merge:
-                found.append((("export", index), f"what {method.name} trains cannot be merged into the model", "Use `adapter`"))
+                message = f"what {method.name} trains cannot be merged into the model"
+                found.append((("export", index), message, "Use `export: [adapter]` (on the command line `export=adapter`)"))
         if body.train.gradient_checkpointing and not can.checkpointing:
             found.append((("train", "gradient_checkpointing"), f"{method.name} does not work with it", "Set it to false"))
     if (task := components.get("task")) is not None:

@@ -268,7 +268,7 @@ class RecipeBody(Strict):
     model: ModelSpec
     data: DataSpec
     train: TrainSpec = Field(default_factory=lambda: TrainSpec())
-    export: list[Literal["adapter", "merged"]] = Field(
+    export: Annotated[list[Literal["adapter", "merged"]], BeforeValidator(_as_list)] = Field(
         default_factory=list, description="adapter: what PEFT loads; merged: what plain transformers loads."
     )
     expect: dict[str, str] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ftkit.paths import PACKAGE_PREFIX
@@ -17,16 +18,18 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
     backbone: see `ftkit.models.naming.unusual_backbone`.
     """
     recipe = plan.recipe
+    library = "transformers" if "merged" in results["exports"] else "peft" if "adapter" in results["exports"] else ""
+    base = " and ".join(f"`{_shown_model(name)}`" for name in (recipe.model.name, recipe.model.decoder) if name)
     head = [
         "---",
-        "library_name: " + ("peft" if METHODS.get(recipe.method.name).capabilities.adapter else "transformers"),
-        f"pipeline_tag: {recipe.task.name}",
+        *([f"library_name: {library}"] if library else []),
+        *([f"pipeline_tag: {task.pipeline_tag}"] if task.pipeline_tag else []),
         "tags: [ftkit]",
         "---",
         "",
-        f"# {recipe.origin.name}",
+        f"# {recipe.origin.name}: {recipe.task.name} with {recipe.method.name}",
         "",
-        f"`{recipe.model.name}` adapted to {recipe.task.name} with **{recipe.method.name}** by ftkit {results['ftkit_version']}.",
+        f"{base} adapted to {recipe.task.name} with **{recipe.method.name}** by ftkit {results['ftkit_version']}.",
         "",
         f"{TASKS.get(recipe.task.name).summary} {METHODS.get(recipe.method.name).summary}",
         "",
@@ -40,6 +43,11 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
         _method(plan),
     ]
     return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _shown_model(name: str) -> str:
+    """A model's name without the folder that it lies in on the machine of the run."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
@@ -72,7 +80,7 @@ def _facts(plan: Plan, results: Mapping[str, Any]) -> list[str]:
         f"- learning rate {train.learning_rate:g} ({train.schedule}), batch size {train.batch_size}"
         f" x {train.gradient_accumulation_steps}, {train.optimizer}, {train.precision}, seed {results['seed']}",
         f"- {seconds['training']:.0f} s training, {seconds['evaluation']:.0f} s evaluation,"
-        f" {results['tokens_per_second'] or 0:,.0f} tokens/s, peak memory {results['peak_memory_mib']:,.0f} MiB",
+        f" {results['tokens_per_second'] or 0:,.0f} {results['length_unit']}/s, peak memory {results['peak_memory_mib']:,.0f} MiB",
     ]
     if results["best"]["step"] is not None:
         lines.append(f"- weights of step {results['best']['step']:,}, the best by validation {train.best_metric}")
@@ -110,16 +118,25 @@ def _data(results: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
 
 def _loading(plan: Plan, results: Mapping[str, Any], task: Task, backbone: str) -> list[str]:
     head = task.head()
-    lines = ["## Use", "", "```bash", f"ftkit predict {results['folder']} --text 'your text'", "```", ""]
+    example = "--input rows.jsonl" if _input_columns(task) else "--text 'your text'"
+    lines = ["## Use", "", "In the folder of this file:", "", "```bash", f"ftkit predict . {example}", "```", ""]
+    reader, variable = ("AutoImageProcessor", "processor") if "vision" in task.model_kinds else ("AutoTokenizer", "tokenizer")
     if "merged" in results["exports"]:
         lines += [
-            "The merged model needs transformers only:", "", "```python", f"from transformers import AutoTokenizer, {head.auto_class}", "",
+            "The merged model needs transformers only:", "", "```python", f"from transformers import {reader}, {head.auto_class}", "",
             f'model = {head.auto_class}.from_pretrained("{results["exports"]["merged"]["path"]}")',
-            f'tokenizer = AutoTokenizer.from_pretrained("{results["exports"]["merged"]["path"]}")', "```", "",
+            f'{variable} = {reader}.from_pretrained("{results["exports"]["merged"]["path"]}")',
+            *task.code_example(), "```", "",
         ]  # fmt: skip
     if "adapter" in results["exports"]:
         lines += _loading_adapter(plan, results, head, backbone)
     return lines
+
+
+def _input_columns(task: Task) -> bool:
+    """Whether a row to predict is more than one text."""
+    needed = [column for column in task.columns().values() if column.required and not column.target]
+    return len(needed) != 1 or needed[0].file
 
 
 def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head, backbone: str) -> list[str]:

@@ -83,19 +83,22 @@ class AdapterSet:
         batch_size: int | None = None,
         *,
         keep_columns: bool = False,
+        skip_errors: bool = False,
         column: str | None = None,
     ) -> Iterator[dict[str, Any]]:
         """Results that begin with the name of their `adapter`: for each row one of every adapter, or one of that which `column` names.
 
-        Reads as many rows at a time as one batch holds. Raises DataError for a row that names no adapter, and as `Predictor.predict`.
+        Reads as many rows at a time as one batch holds. keep_columns, skip_errors: as for `Predictor.predict`. Raises DataError for a row
+        that names no adapter, and as `Predictor.predict`.
         """
         size = min(batch_size or int(self.first.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
+        wishes = {"batch_size": size, "keep_columns": keep_columns, "skip_errors": skip_errors}
         given, start = iter([rows] if isinstance(rows, str) else rows), 1
         while chunk := list(islice(given, size)):
             wanted = [self._named(row, column, start + index) for index, row in enumerate(chunk)]
             found: dict[tuple[int, str], dict[str, Any]] = {}
             for name in self.names:
-                for index, result in self._answers(name, chunk, wanted, start, size, keep_columns):
+                for index, result in self._answers(name, chunk, wanted, start, wishes):
                     found[index, name] = result
             for index, names in enumerate(wanted):
                 yield from (_labeled(name, found[index, name]) for name in names)
@@ -114,14 +117,14 @@ class AdapterSet:
         return [name]
 
     def _answers(
-        self, name: str, chunk: Sequence[Any], wanted: Sequence[Sequence[str]], start: int, size: int, keep_columns: bool
+        self, name: str, chunk: Sequence[Any], wanted: Sequence[Sequence[str]], start: int, wishes: Mapping[str, Any]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """What one adapter says of the rows of a chunk that it is wanted for, by their place in the chunk."""
         places = [index for index, names in enumerate(wanted) if name in names]
         if not places:
             return
         numbers = [start + place for place in places]
-        results = self.predictor(name).predict([chunk[place] for place in places], size, keep_columns=keep_columns, numbers=numbers)
+        results = self.predictor(name).predict([chunk[place] for place in places], numbers=numbers, **wishes)
         yield from zip(places, results, strict=True)
 
 

@@ -25,8 +25,9 @@ class Observer:
     def note(self, text: str) -> None:
         """Something the user should know; also written to log.txt."""
 
-    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
-        """Training begins after `first_step` finished steps; `metrics` are those that evaluations will report."""
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str, unit: str) -> None:
+        """Training begins after `first_step` finished steps; `metrics` are those that evaluations will report,
+        `unit` what the speed of a step is counted in."""
 
     def step(self, event: StepEvent, *, tokens_per_second: float, seconds_left: float) -> None:
         """An optimizer step is done."""
@@ -64,10 +65,12 @@ class RecordingObserver(Observer):
         self._notes.append(text)
         self._inner.note(text)
 
-    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str, unit: str) -> None:
         """See Observer."""
         self._log.info("%d steps, beginning after step %d; best by %s", total_steps, first_step, best_metric)
-        self._inner.training_starts(total_steps=total_steps, first_step=first_step, metrics=metrics, best_metric=best_metric)
+        self._inner.training_starts(
+            total_steps=total_steps, first_step=first_step, metrics=metrics, best_metric=best_metric, unit=unit
+        )
 
     def step(self, event: StepEvent, *, tokens_per_second: float, seconds_left: float) -> None:
         """See Observer."""

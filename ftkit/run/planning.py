@@ -53,8 +53,16 @@ def validation_report(recipe: Recipe, observer: Observer | None = None) -> dict[
         "plan": whole_values(plan),
         "sources": whole_sources(plan),
         "splits": {name: {"rows": len(table)} for name, table in splits.items()},
-        "notes": list(splits.notes),
+        "notes": [*_unchecked_model(plan), *splits.notes],
     }
+
+
+def _unchecked_model(plan: Plan) -> list[str]:
+    """A note for a hub id that is not on this machine."""
+    if plan.facts.path is not None:
+        return []
+    name = plan.recipe.model.name
+    return [f"the model itself was not checked: {name} is a hub id that is not on this machine, and its first use downloads it"]
 
 
 def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
@@ -223,6 +231,11 @@ def inspect_rows(recipe: Recipe, *, split: str, rows: int) -> list[dict[str, Any
         for features in encode_checked(task, [table[index]], processor, training=split == "train", place=place):
             tokens = [list(pair) for pair in task.inspect(features, processor)]
             shown.append(
-                {"row": index, "place": table.place(index), "tokens": tokens, "truncated": bool(features.get("truncated", False))}
+                {
+                    "row": index + 1,
+                    "place": table.place(index),
+                    "tokens": tokens,
+                    "truncated": bool(features.get("truncated", False)),
+                }
             )
     return shown

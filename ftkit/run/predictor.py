@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
 
     from ftkit.run.session import Session
     from ftkit.run.wiring import Prepared
+
+
+Numbered = Sequence[tuple[int, Mapping[str, Any]]]
+"""Rows with what messages call them."""
 
 
 class Predictor:
@@ -87,45 +93,73 @@ class Predictor:
         batch_size: int | None = None,
         *,
         keep_columns: bool = False,
+        skip_errors: bool = False,
         numbers: Iterable[int] | None = None,
     ) -> Iterator[dict[str, Any]]:
         """One result for each row, in order. Targets are not needed.
 
         Rows stand under the data's column names, as in training, or under the task's own (`{"text": ...}`); where the input is one
         text, a row may be that text. Reads as many rows at a time as one batch holds. A result begins with the `id` of a row that has
-        one; keep_columns: with all columns of the row. numbers: what messages call the rows (default: from 1 on).
+        one; keep_columns: with all columns of the row. skip_errors: a row that the task cannot use gives `{"prediction": None, "error":
+        why}` in its place. numbers: what messages call the rows (default: from 1 on).
         Raises DataError for a row that the task cannot use, RecipeError for texts where a row needs more than one.
         """
-        from ftkit.training.evaluation import predict_features
-
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
         given = zip(count(1) if numbers is None else numbers, [rows] if isinstance(rows, str) else rows, strict=False)
         pending = ((number, self._row(row, number)) for number, row in given)
         while numbered := list(islice(pending, size)):
-            chunk = [row for _, row in numbered]
-            table, store = self._encoded(chunk, [number for number, _ in numbered])
-            predictions, _, _ = predict_features(
-                self._model,
-                self.task,
-                store,
-                self.prepared.processor,
-                batch_size=size,
-                max_tokens=None,
-                accelerator=self._accelerator,
-                presenting=True,
-            )
-            for prediction, row, columns in zip(predictions, table, chunk, strict=True):
-                shown = self.task.present(prediction, row)
-                yield {**carried_columns(columns, shown, everything=keep_columns), **shown}
+            errors = self._errors(numbered) if skip_errors else {}
+            usable = [(number, row) for number, row in numbered if number not in errors]
+            with nullcontext() if skip_errors else _naming_way_on():
+                encoded = self._encoded(usable) if usable else None
+            found = self._results(usable, encoded, size, keep_columns=keep_columns) if encoded else iter(())
+            for number, row in numbered:
+                failed = {"prediction": None, "error": errors.get(number)}
+                yield {**carried_columns(row, failed, everything=keep_columns), **failed} if number in errors else next(found)
+
+    def _errors(self, numbered: Numbered) -> dict[int, str]:
+        """What is wrong with rows that the task cannot use, by number; each is tried alone only if all together fail."""
+        try:
+            self._encoded(numbered)
+            return {}
+        except DataError:
+            pass
+        found = {}
+        for number, row in numbered:
+            try:
+                self._encoded([(number, row)])
+            except DataError as error:
+                found[number] = error.problems[0].message
+        return found
+
+    def _results(
+        self, numbered: Numbered, encoded: tuple[Table, FeatureStore], size: int, *, keep_columns: bool
+    ) -> Iterator[dict[str, Any]]:
+        from ftkit.training.evaluation import predict_features
+
+        table, store = encoded
+        predictions, _, _ = predict_features(
+            self._model,
+            self.task,
+            store,
+            self.prepared.processor,
+            batch_size=size,
+            max_tokens=None,
+            accelerator=self._accelerator,
+            presenting=True,
+        )
+        for prediction, row, (_, columns) in zip(predictions, table, numbered, strict=True):
+            shown = self.task.present(prediction, row)
+            yield {**carried_columns(columns, shown, everything=keep_columns), **shown}
 
     def encode(self, row: Mapping[str, Any] | str) -> FeatureStore:
         """The features of one row, as the model takes them. Raises as `predict` does."""
-        return self._encoded([self._row(row, 1)], [1])[1]
+        return self._encoded([(1, self._row(row, 1))])[1]
 
-    def _encoded(self, rows: Sequence[Mapping[str, Any]], numbers: Sequence[int]) -> tuple[Table, FeatureStore]:
+    def _encoded(self, numbered: Numbered) -> tuple[Table, FeatureStore]:
         from ftkit.run.wiring import encode_rows
 
-        table = self._table(table_from_rows(rows, "input", numbers=numbers))
+        table = self._table(table_from_rows([row for _, row in numbered], "input", numbers=[number for number, _ in numbered]))
         return table, encode_rows(table, self.task, self.prepared.processor, self._processor_hash, cache=False)
 
     def _row(self, row: Any, number: int) -> Mapping[str, Any]:
@@ -197,6 +231,17 @@ class Predictor:
         if name not in tables:
             raise RecipeError(f"the run has no {name!r} split", hint=f"It has: {', '.join(tables)}. Or give --data FILE")
         return tables[name]
+
+
+@contextmanager
+def _naming_way_on() -> Iterator[None]:
+    """Adds to what is wrong with rows how the others can be predicted all the same."""
+    try:
+        yield
+    except DataError as error:
+        *others, last = error.problems
+        hint = f"{last.hint}{'. ' if last.hint else ''}Rows that can be used are predicted with --skip-errors"
+        raise DataError([*others, replace(last, hint=hint)]) from error
 
 
 def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Predictor:

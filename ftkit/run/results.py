@@ -16,6 +16,7 @@ from ftkit.errors import GateError, Problem
 from ftkit.files import sha256_of
 from ftkit.recipe.expectations import parse_bound
 from ftkit.recipe.plan import Plan
+from ftkit.registry import TASKS
 from ftkit.run.training import Outcome
 
 SCHEMA_VERSION = 1
@@ -46,6 +47,7 @@ def opening(plan: Plan, clock: Clock, folder: Path) -> dict[str, Any]:
         "recipe": recipe.origin.name,
         "model": recipe.model.name,
         "task": recipe.task.name,
+        "length_unit": TASKS.get(recipe.task.name).length_unit,
         "method": recipe.method.name,
         "seed": recipe.seed,
         "precision": recipe.train.precision,

@@ -192,7 +192,13 @@ class TrainingSession:
         names = [metric.name for metric in self.prepared.task.metrics()]
         first = trainer.position.step
         self.observer.stage("training")
-        self.observer.training_starts(total_steps=trainer.total_steps, first_step=first, metrics=names, best_metric=best)
+        self.observer.training_starts(
+            total_steps=trainer.total_steps,
+            first_step=first,
+            metrics=names,
+            best_metric=best,
+            unit=self.prepared.task.length_unit,
+        )
         stopped_early, pace = False, _Pace(first, trainer.total_steps)
         with SignalGuard() as guard:
             mark = time.perf_counter()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ftkit.methods.base import Default
     from ftkit.metrics.base import MetricSpec
     from ftkit.models.facts import ModelFacts
+    from ftkit.tasks.parts.profiles import Profile, Recognized
 
 Row = Mapping[str, Any]
 """A data row under the task's column names (after `data.columns`)."""
@@ -131,11 +132,23 @@ class Task(ABC):
     plain_text: ClassVar[Literal["text", "document"]] = "text"
     """What a row of a .txt file is, unless the source names a format: a line, or the whole file."""
 
+    group_column: ClassVar[str | None] = None
+    """The task's column whose equal values belong into one split (the passage that several questions are about)."""
+
     path_options: ClassVar[frozenset[str]] = frozenset()
     """Options of text that may name a local file; a value with a file ending does, and the plan makes it absolute."""
 
     pretrained_head: ClassVar[bool] = False
     """Whether the output layer is the checkpoint's own (a language model's), not a new one."""
+
+    own_metrics: ClassVar[tuple[MetricSpec, ...]] = ()
+    """Metrics of this task alone, which no family holds, for lists of what there is."""
+
+    length_unit: ClassVar[str] = "tokens"
+    """What `length` of features counts, as in `5,120 tokens/s`."""
+
+    pipeline_tag: str = ""
+    """What the hub calls this kind of model on its card; '' where it has no name for it."""
 
     takes_pairs: ClassVar[bool] = False
     """Whether two models put together (`model.decoder`) can do it."""
@@ -151,6 +164,13 @@ class Task(ABC):
 
     left_out: str = ""
     """Why `encode` gives no feature for some training rows, as a phrase: `no token of the answer is within max_length`."""
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """What speaks for this task in data with these columns, by name; None if nothing does. `ftkit init` goes by it.
+
+        Raises DataError for data that looks like this task's and cannot be used for it."""
+        return None
 
     def __init__(self, options: Strict) -> None:
         self.options: Any = options
@@ -251,6 +271,9 @@ class Task(ABC):
 
     supports_label_smoothing: bool = False
 
+    measures_share: bool = False
+    """Whether a metric is the share of examples that are right, so that the number of rows bounds its precision."""
+
     # --- results -------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -278,6 +301,10 @@ class Task(ABC):
 
         model: the trained model outside any distributed wrapper."""
         raise NotImplementedError
+
+    def code_example(self) -> list[str]:
+        """Lines of Python that go on from the `model` and `tokenizer` of an export, for its card."""
+        return []
 
     streams: bool = False
     """Whether `stream` can give the text of an answer while it is written."""

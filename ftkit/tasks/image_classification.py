@@ -19,6 +19,7 @@ from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row
 from ftkit.tasks.parts.augmentation import Augmentation, augment, chosen
 from ftkit.tasks.parts.images import ImagePreparation, check_image, decode_image, image_facts
 from ftkit.tasks.parts.label_results import LabelOptions, LabelTask
+from ftkit.tasks.parts.profiles import CERTAIN, Profile, Recognized, guess_columns, named_columns
 from ftkit.tasks.parts.texts import spread
 
 if TYPE_CHECKING:
@@ -52,7 +53,20 @@ class ImageClassification(LabelTask):
     name = "image-classification"
     summary = "A label, several labels or a number for an image."
     model_kinds = frozenset({"vision"})
+    pipeline_tag = "image-classification"
+    length_unit = "images"
     Options = Options
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """Images, or paths of image files."""
+        images = [name for name, column in data.items() if column.kind == "image"]
+        if not images:
+            return None
+        task = cls(cls.Options())
+        named = named_columns(task.columns(), data).get("image")
+        image = named if named in images else images[0]
+        return Recognized(strength=CERTAIN, reason=image, columns=guess_columns(task, data, {"image": image})[0])
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)

@@ -24,11 +24,13 @@ from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Row
 from ftkit.tasks.parts.answer_match import AnswerMatch, one_group
 from ftkit.tasks.parts.built_in_templates import BUILT_IN
 from ftkit.tasks.parts.chat import Conversation, Layout, chat_columns, layout_of, read_conversation
+from ftkit.tasks.parts.chat_columns import recognize_chat
 from ftkit.tasks.parts.chat_features import encode_conversations, next_tokens, shown_answers
 from ftkit.tasks.parts.dialogue import ChatDialogue
 from ftkit.tasks.parts.generation import GenerationOptions
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
+from ftkit.tasks.parts.profiles import Profile, Recognized
 from ftkit.tasks.parts.templates import ChatTemplate, TrainOn, find_template, read_template, template_file
 from ftkit.tasks.parts.texts import pad_inputs, spread
 from ftkit.tasks.parts.written_text import WritesText
@@ -94,8 +96,16 @@ class InstructionTuning(WritesText):
     summary = "Answers in conversations (chat, SFT), by a decoder."
     model_kinds = frozenset({"decoder"})
     pretrained_head = True
+    pipeline_tag = "text-generation"
+    asks_in_turns = True
+    own_metrics = (AnswerMatch(None).spec(),)
     Options = Options
     path_options = frozenset({"chat_template"})
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """A column or columns of one of the layouts. Raises DataError for pairs of a chosen and a rejected answer."""
+        return recognize_chat(data, lambda layout: cls(Options(layout=layout)))
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)

@@ -21,6 +21,7 @@ from ftkit.tasks.parts.generation import GenerationOptions
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.packing import Piece, cut, pack
+from ftkit.tasks.parts.profiles import LIKELY, POSSIBLE, Profile, Recognized, named_columns
 from ftkit.tasks.parts.texts import check_text, spread
 from ftkit.tasks.parts.tokens import gives_offsets
 from ftkit.tasks.parts.written_text import WritesText
@@ -77,8 +78,19 @@ class LanguageModeling(WritesText):
     summary = "The continuation of texts by a decoder."
     model_kinds = frozenset({"decoder"})
     pretrained_head = True
+    pipeline_tag = "text-generation"
     Options = Options
     plain_text = "document"
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """A column of texts, and none that could be a label."""
+        texts = [name for name, column in data.items() if column.is_text]
+        named = named_columns(cls(cls.Options()).columns(), data).get("text")
+        found = named if named in texts else texts[0] if len(texts) == 1 else None
+        if found is None or any(column.like_label or column.fractional for name, column in data.items() if name != found):
+            return None
+        return Recognized(strength=LIKELY if len(data) == 1 else POSSIBLE, reason=f"{found} alone", columns={"text": found})
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)

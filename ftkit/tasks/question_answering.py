@@ -22,6 +22,8 @@ from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Calibration, Column, Features, Head, Prediction, Row, RowError, Rows, Task
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
+from ftkit.tasks.parts.profiles import CERTAIN, Profile, Recognized, by_names
+from ftkit.tasks.parts.question_columns import ANSWER_METRICS, NO_ANSWER_METRICS, QUESTION_COLUMNS, USUAL_METRICS, telling
 from ftkit.tasks.parts.spans import (
     Passage,
     best_text,
@@ -46,8 +48,6 @@ if TYPE_CHECKING:
 
     from ftkit.models.facts import ModelFacts
 
-_ANSWER_METRICS = ["f1", "exact_match"]
-_NO_ANSWER_METRICS = ["has_answer_f1", "has_answer_exact_match", "no_answer_accuracy"]
 _ROWS_AT_A_TIME = 1000
 """Rows tokenized in one call."""
 
@@ -68,7 +68,10 @@ class Options(Strict):
         "`max_length`, at most 128.",
     )
     max_answer_length: int = Field(30, ge=1, description="Longest answer that is predicted, in tokens.")
-    n_best: int = Field(20, ge=1, le=1000, description="Answers that are compared between windows and shown with their scores.")
+    n_best: int = Field(20, ge=1, le=1000, description="Answers that are compared between windows; `score` is a share among them.")
+    alternatives: int = Field(
+        0, ge=0, le=1000, description="Best answers that predictions list under `n_best`, besides the chosen one."
+    )
     no_answer: bool | Auto = Field(
         "auto", description="Whether questions may have no answer (SQuAD 2.0). auto: if a training row has none."
     )
@@ -97,40 +100,32 @@ class QuestionAnswering(Task):
     Options = Options
     supports_label_smoothing = True
     needs_offsets = "question-answering finds answers by their characters"
+    measures_share = True
+    pipeline_tag = "question-answering"
+    group_column = "context"
+    prediction_options = frozenset({"alternatives"})
     left_out = "no window holds the whole answer (a larger task.stride or task.max_length helps)"
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """A question, a context and answers."""
+        kinds = {"question": ["text"], "context": ["text"], "answers": ["mapping", "records", "text"]}
+        return by_names(cls(cls.Options()), data, kinds, strength=CERTAIN)
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
         self._no_answer = self.options.no_answer is True
-        self._metrics = MetricChoice(
-            compared.METRICS, self._usual_metrics() if self.options.metrics == "auto" else self.options.metrics
-        )
+        chosen = self._usual_metrics() if self.options.metrics == "auto" else self.options.metrics
+        self._metrics = MetricChoice(compared.METRICS, chosen)
 
     def _usual_metrics(self) -> list[str]:
-        return _ANSWER_METRICS if self.options.no_answer is False else [*_ANSWER_METRICS, *_NO_ANSWER_METRICS]
+        return ANSWER_METRICS if self.options.no_answer is False else USUAL_METRICS
 
     # --- what it needs -------------------------------------------------------------------------------------------
 
     def columns(self) -> Mapping[str, Column]:
         """Question, context, answers, and where they begin if `answers` does not say."""
-        return {
-            "question": Column(summary="The question.", names=("question", "query")),
-            "context": Column(summary="The text that may hold the answer.", names=("context", "passage", "paragraph", "document")),
-            "answers": Column(
-                summary='The acceptable answers: {"text": [...], "answer_start": [...]}, a list of {"text", "answer_start"}, or a text.',
-                target=True,
-                names=("answers", "answer", "answer_text"),
-            ),
-            "answer_start": Column(
-                summary="Characters of the context before the answer, where `answers` is a text.",
-                required=False,
-                target=True,
-                names=("answer_start",),
-            ),
-            "is_impossible": Column(
-                summary="Whether the question has no answer.", required=False, target=True, names=("is_impossible",)
-            ),
-        }
+        return QUESTION_COLUMNS
 
     def check_options(self) -> str:
         """Options that contradict each other, and unknown metrics."""
@@ -141,7 +136,7 @@ class QuestionAnswering(Task):
             if options.no_answer_threshold != "auto":
                 found.append("no_answer_threshold: under `no_answer: false` every question gets an answer")
             chosen = [] if options.metrics == "auto" else options.metrics
-            found += [f"metrics: {name} needs questions without an answer" for name in chosen if name == _NO_ANSWER_METRICS[-1]]
+            found += [f"metrics: {name} needs questions without an answer" for name in chosen if name == NO_ANSWER_METRICS[-1]]
         return "; ".join([*found, *self._metrics.problems()])
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
@@ -346,9 +341,13 @@ class QuestionAnswering(Task):
     def score(self, predictions: Sequence[Prediction], rows: Rows, names: Sequence[str] | None = None) -> dict[str, Any]:
         """All metrics but the loss. All are None if any prediction is not a finite number."""
         if not finite_spans(predictions):
-            wanted = [spec.name for spec in self.metrics() if spec.name != "loss"]
-            return dict.fromkeys(name for name in wanted if names is None or name in names)
-        return self._metrics.score(self._arrays(predictions, rows), names, allow_code=self.allow_code)
+            return dict.fromkeys(name for name in self._telling() if name != "loss" and (names is None or name in names))
+        wanted = self._telling() if names is None else names
+        return self._metrics.score(self._arrays(predictions, rows), wanted, allow_code=self.allow_code)
+
+    def _telling(self) -> list[str]:
+        """The chosen metrics; without the usual ones that say the same as others where every question has an answer."""
+        return telling([spec.name for spec in self.metrics()], no_answer=self._no_answer)
 
     def intervals(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, tuple[float, float]]:
         """Of the headline metrics over questions, where every prediction is a finite number."""
@@ -372,11 +371,13 @@ class QuestionAnswering(Task):
 
     def present(self, prediction: Prediction, row: Row) -> dict[str, Any]:
         """`answer` ('' for none) with `start` and `end` (characters [start, end) of the context, null for none) and `score`, its
-        probability among `n_best` (best first; with no answer as one of them, where there may be none)."""
+        probability among the `n_best` compared answers (no answer is one of them, where there may be none); where `alternatives` asks
+        for some: `n_best`, the best of these."""
         found = shown_spans(prediction, row["context"], none=self._no_answer)
         gives_none = self._gives_none(prediction)
         chosen = next(entry for entry in found if (entry["start"] is None) == gives_none)
-        return {**chosen, "n_best": found}
+        count = self.options.alternatives
+        return {**chosen, "n_best": found[:count]} if count else chosen
 
     def inspect(self, features: Features, processor: Any) -> list[tuple[str, str]]:
         """The tokens with the answer marked, or what stands for no answer; then the cut, and the number of the window."""

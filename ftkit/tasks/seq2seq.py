@@ -24,8 +24,9 @@ from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Row
 from ftkit.tasks.parts.generation import GenerationOptions
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice, finite
+from ftkit.tasks.parts.profiles import Profile, Recognized
 from ftkit.tasks.parts.target_texts import encode_targets, end_token, language_place, set_languages
-from ftkit.tasks.parts.text_pairs import TextPairs
+from ftkit.tasks.parts.text_pairs import TextPairs, recognize_pairs
 from ftkit.tasks.parts.texts import pad_inputs, shown_tokens, spread, tokenize
 from ftkit.tasks.parts.written_text import WritesText
 
@@ -93,11 +94,17 @@ class Seq2Seq(WritesText):
     takes_pairs = True
     Options = Options
 
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """Two texts by their usual names, or one mapping of both."""
+        return recognize_pairs(cls(cls.Options()), data)
+
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
         chosen = _AUTO_METRICS[self.options.goal] if self.options.metrics == "auto" else self.options.metrics
         self._metrics = MetricChoice({**_OF_TOKENS, **generated_text.METRICS}, chosen)
         self._pairs = TextPairs(self.options.translation_keys)
+        self.pipeline_tag = "text2text-generation" if self.options.goal == "other" else self.options.goal
         self._longest_target = 0
         self._start: int | None = None
 
@@ -106,7 +113,19 @@ class Seq2Seq(WritesText):
     def columns(self) -> Mapping[str, Column]:
         """Source and target."""
         sources = ("document", "article", "dialogue", "source_text", "src", "input", "text", "en")
-        targets = ("summary", "highlights", "abstract", "target_text", "tgt", "output", "translation", "de", "fr", "es")
+        targets = (
+            "summary",
+            "summaries",
+            "highlights",
+            "abstract",
+            "target_text",
+            "tgt",
+            "output",
+            "translation",
+            "de",
+            "fr",
+            "es",
+        )
         return {
             "source": Column(summary="The text to read.", names=sources),
             "target": Column(summary="The text to write, or a list of references.", target=True, names=targets),

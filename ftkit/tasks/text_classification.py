@@ -20,6 +20,7 @@ from ftkit.tasks.base import Batch, Column, Features, Head, Row, RowError
 from ftkit.tasks.parts.label_results import LabelOptions, LabelTask
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.long_texts import shorten
+from ftkit.tasks.parts.profiles import LIKELY, POSSIBLE, Profile, Recognized, guess_columns, listed, named_columns
 from ftkit.tasks.parts.texts import check_text, pad_inputs, shown_tokens, spread, tokenize
 
 if TYPE_CHECKING:
@@ -58,7 +59,21 @@ class TextClassification(LabelTask):
     name = "text-classification"
     summary = "A label, several labels or a number for a text or a pair of texts."
     model_kinds = frozenset({"encoder", "decoder", "encoder-decoder"})
+    pipeline_tag = "text-classification"
     Options = Options
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """A text, and labels or numbers."""
+        columns, lacking = guess_columns(cls(cls.Options()), data)
+        if lacking or not data[columns["text"]].is_text:
+            return None
+        label = data[columns["label"]]
+        if not (label.like_label or label.numeric or label.kind == "list"):
+            return None
+        named = named_columns(cls(cls.Options()).columns(), data)
+        strength = LIKELY if {"text", "label"} <= named.keys() else POSSIBLE
+        return Recognized(strength=strength, reason=listed([columns["text"], columns["label"]]), columns=columns)
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)

@@ -23,6 +23,7 @@ from ftkit.tasks.base import Batch, Column, Features, Head, Prediction, Row, Row
 from ftkit.tasks.parts.bio import IGNORED, PLAIN, Entity, Tags, entities, pairs_of, read
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
+from ftkit.tasks.parts.profiles import CERTAIN, Profile, Recognized, by_names
 from ftkit.tasks.parts.texts import pad_inputs, shown_tokens, spread
 from ftkit.tasks.parts.words import (
     Sentence,
@@ -96,8 +97,14 @@ class TokenClassification(Task):
     name = "token-classification"
     summary = "A tag for each word: named entities, chunks, parts of speech."
     model_kinds = frozenset({"encoder", "decoder"})
+    pipeline_tag = "token-classification"
     Options = Options
     supports_label_smoothing = True
+
+    @classmethod
+    def recognize(cls, data: Mapping[str, Profile]) -> Recognized | None:
+        """A list of words and a list of tags."""
+        return by_names(cls(cls.Options()), data, {"tokens": ["list"], "tags": ["list"]}, strength=CERTAIN)
 
     def __init__(self, options: Strict) -> None:
         super().__init__(options)

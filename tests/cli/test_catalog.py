@@ -42,7 +42,7 @@ def test_methods_are_all_there_with_what_the_code_says(ftkit: Run) -> None:
     lora = next(entry for entry in found if entry["name"] == "lora")
     assert lora["capabilities"]["adapter"] is True
     assert lora["paper"]["url"] == "https://arxiv.org/abs/2106.09685"
-    assert {"name": "rank", "type": "integer", "default": 8}.items() <= lora["options"][0].items()
+    assert {"name": "rank", "type": "whole number >= 1", "default": 8}.items() <= lora["options"][0].items()
 
 
 def test_the_table_of_methods(ftkit: Run) -> None:
@@ -55,7 +55,7 @@ def test_one_method_with_its_options(ftkit: Run) -> None:
     out = ftkit("methods", "lora").out
     assert "LoRA: Low-Rank Adaptation of Large Language Models" in out
     assert "dropout" in out
-    assert next(line.split() for line in out.splitlines() if line.startswith("dropout"))[:3] == ["dropout", "number", "0.0"]
+    assert next(line.split() for line in out.splitlines() if line.startswith("dropout"))[:4] == ["dropout", "number", ">=", "0"]
 
 
 def test_an_unknown_method(ftkit: Run) -> None:
@@ -112,14 +112,28 @@ def test_the_schema_in_a_file(ftkit: Run, folder: Path) -> None:
     assert ftkit("schema", "--output", "s.json", "--force", "--json").document() == {"output": str(folder / "s.json")}
 
 
+def test_metrics_of_all_tasks_and_of_one_are_listed(ftkit: Run) -> None:
+    names = [metric["name"] for metric in ftkit("metrics", "--json").document()["metrics"]]
+    assert {"loss", "answer_match"} <= set(names)
+    assert "multi-label classification" in ftkit("metrics").out
+
+
+def test_only_options_without_a_default_are_required(ftkit: Run) -> None:
+    options = {option["name"]: option for option in ftkit("tasks", "seq2seq", "--json").document()["tasks"][0]["options"]}
+    assert not any(option["required"] for option in options.values())
+    assert options["generation"]["default"] == {"max_new_tokens": "auto", "num_beams": 1, "do_sample": False}
+    assert options["max_source_length"]["type"] == "whole number >= 8 or auto"
+    assert "(required)" not in ftkit("tasks", "seq2seq").out
+
+
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ({"anyOf": [{"type": "integer"}, {"const": "auto", "type": "string"}, {"type": "null"}]}, "integer or auto or null"),
-        ({"type": "array", "items": {"type": "string"}}, "list of string"),
-        ({"enum": ["a", "b"], "type": "string"}, "a or b"),
+        ({"anyOf": [{"type": "integer"}, {"const": "auto", "type": "string"}, {"type": "null"}]}, "whole number or `auto` or null"),
+        ({"type": "array", "items": {"type": "string"}}, "list of text"),
+        ({"enum": ["a", "b"], "type": "string"}, "`a` or `b`"),
         ({"$ref": "#/$defs/X"}, "mapping"),
     ],
 )
 def test_types_in_words(form: dict[str, Any], text: str) -> None:
-    assert type_text(form) == text
+    assert type_text(form, {}) == text

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ftkit.cli.plan_view import _flat
 from ftkit.cli.token_view import print_row
 from tests.cli.conftest import Run, Terminal
 
@@ -39,6 +40,18 @@ def test_notes_are_shown(ftkit: Run, folder: Path, model: Path, data: Path) -> N
         f"model: {model}\ntask: text-classification\nmethod: lora\ndata: {{train: {data}, test: {data}}}\n", encoding="utf-8"
     )
     assert "\nnote: " in ftkit("validate", "leaky.yaml").out
+
+
+def test_a_model_that_is_not_here_is_said_not_to_be_checked(ftkit: Run, folder: Path, data: Path) -> None:
+    Path("hub.yaml").write_text(f"model: some/model\ntask: text-classification\ndata: {{train: {data}}}\nmethod: lora\n")
+    assert "note: the model itself was not checked: some/model is a hub id" in ftkit("validate", "hub.yaml").out
+
+
+def test_an_export_may_be_a_single_word(ftkit: Run, recipe: Path) -> None:
+    assert ftkit("validate", recipe, "export=adapter").code == 0
+    ended = ftkit("validate", recipe, "method=adapter", "export=[adapter, merged]")
+    assert ended.code == 2
+    assert "on the command line `export=adapter`" in ended.err
 
 
 def test_plan_has_every_section(ftkit: Run, recipe: Path) -> None:
@@ -105,7 +118,7 @@ def test_inspect_refuses_a_split_that_is_not_there(ftkit: Run, recipe: Path) -> 
 def test_tokens_are_colored_by_their_note() -> None:
     terminal, colors = Terminal(), {}
     row = {
-        "row": 0,
+        "row": 1,
         "place": "a.csv, line 2",
         "tokens": [["Ann", "B-PER"], ["\x1b[2J", ""], ["Bo", "B-PER"], ["x", "B-LOC"], ["", "end"]],
     }
@@ -151,3 +164,7 @@ def test_a_recipe_may_come_from_another_command(recipe: Path) -> None:
     )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=240, check=False)
     assert (done.returncode, done.stdout.count(" is valid.")) == (0, 2), done.stderr
+
+
+def test_whole_numbers_are_shown_without_digits() -> None:
+    assert _flat({"median": 20.0, "mean": 20.5, "longest": 3000}) == "median 20, mean 20.5000, longest 3,000"

@@ -12,6 +12,7 @@ from ftkit.cli.display import Display, PlainDisplay, QuietDisplay, RichDisplay, 
 from ftkit.cli.output import console
 from ftkit.cli.pace import Pace
 from ftkit.cli.summary import metric_table, run_facts
+from ftkit.registry import TASKS
 from ftkit.training.events import EvaluationEvent, StepEvent
 from tests.cli.conftest import Terminal
 
@@ -48,14 +49,16 @@ def evaluation(number: int, accuracy: float | None, *, is_best: bool, stop: bool
     return EvaluationEvent(step=number, epoch=number / 10, metrics=metrics, is_best=is_best, stop=stop)
 
 
-def watch(display: Display, steps: int = 100) -> None:
+def watch(display: Display, steps: int = 100, unit: str = "tokens") -> None:
     """A whole run, as training tells it."""
     with display:
         display.stage("encoding train")
         display.progress(50, 100)
         display.stage("training")
         display.note("a note with \x1b[31mcolor")
-        display.training_starts(total_steps=steps, first_step=0, metrics=["accuracy", "f1", "loss"], best_metric="accuracy")
+        display.training_starts(
+            total_steps=steps, first_step=0, metrics=["accuracy", "f1", "loss"], best_metric="accuracy", unit=unit
+        )
         for number in range(1, steps + 1):
             display.step(step(number), tokens_per_second=5120.0, seconds_left=100.0)
         display.evaluation(evaluation(steps // 2, 0.875, is_best=True))
@@ -77,11 +80,18 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[-1] == "run folder: /runs/one"
 
 
+def test_speed_is_counted_in_what_the_task_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    watch(PlainDisplay(), unit="images")
+    assert "5,120 images/s" in capsys.readouterr().out
+    assert TASKS.get("image-classification").length_unit == "images"
+    assert run_facts({**RESULTS, "tokens_per_second": 7.0, "length_unit": "images"})["speed"] == "7 images/s"
+
+
 def test_plain_step_lines_also_come_every_ten_seconds(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 4))
     monkeypatch.setattr(displays.time, "monotonic", lambda: next(clock))
     display = PlainDisplay()
-    display.training_starts(total_steps=1000, first_step=0, metrics=["loss"], best_metric="loss")
+    display.training_starts(total_steps=1000, first_step=0, metrics=["loss"], best_metric="loss", unit="tokens")
     for number in range(1, 10):
         display.step(step(number), tokens_per_second=1.0, seconds_left=1.0)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
@@ -192,7 +202,7 @@ def test_a_row_of_figures_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> No
     display = RichDisplay(terminal)
     with display:
         display.stage("training")
-        display.training_starts(total_steps=1000, first_step=0, metrics=["loss"], best_metric="loss")
+        display.training_starts(total_steps=1000, first_step=0, metrics=["loss"], best_metric="loss", unit="tokens")
         display.step(step(999), tokens_per_second=5120.0, seconds_left=100.0)
     assert "999/1,000  loss 0.0010  lr 1.0e-04  5,120 tokens/s  1 min 40 s left" in terminal.getvalue()
 

@@ -74,6 +74,20 @@ def test_predict_answers_standard_input_line_by_line(trained: Path) -> None:
         assert process.wait(timeout=60) == 0
 
 
+def test_rows_that_cannot_be_used_may_be_skipped(ftkit: Run, trained: Path, folder: Path) -> None:
+    rows = [{"id": 1, "text": "w1 w2"}, {"id": 2, "text": ""}, {"id": 3, "text": "w3"}, {"id": 4, "text": " "}]
+    Path("some.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    ended = ftkit("predict", trained, "--input", "some.jsonl")
+    assert ended.code == 2
+    assert "--skip-errors" in ended.err
+    for size in (1, 3, 8):
+        found = ftkit("predict", trained, "--input", "some.jsonl", "--skip-errors", "--batch-size", size, "--json").document()
+        results = found["predictions"]
+        assert [result["id"] for result in results] == [1, 2, 3, 4]
+        assert ["label" in result for result in results] == [True, False, True, False]
+        assert all(result["prediction"] is None and result["error"] for result in (results[1], results[3]))
+
+
 def test_a_bad_row_leaves_no_half_file(ftkit: Run, trained: Path, folder: Path) -> None:
     Path("rows.jsonl").write_text('{"text": "w1"}\n{"text": ""}\n', encoding="utf-8")
     ended = ftkit("predict", trained, "--input", "rows.jsonl", "--output", "out.jsonl", "--batch-size", "1")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ftkit.cli.sniffing import guess_columns, profile
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.reading import read_text
 from ftkit.registry import METHODS, TASKS
+from ftkit.tasks.parts.profiles import guess_columns, profile
 from tests.cli.conftest import Run
 
 WORDS = "the market goal player shares economy striker team bank profit match win loss report city people".split()
@@ -144,13 +144,19 @@ def test_as_json(ftkit: Run, reviews: str, folder: Path) -> None:
         (["--task", "text-clasification"], "Did you mean 'text-classification'?"),
         (["--method", "lroa"], "Did you mean 'lora'?"),
         (["--data", "reviws.csv"], "Did you mean 'reviews.csv'?"),
-        (["--data", "numbers.csv"], "no column looks like"),
+        (["--data", "numbers.csv"], "the columns do not tell the task: n (numbers, 10 different)"),
+        (["--data", "numbers.csv"], "--task NAME, one of image-classification"),
+        (["--data", "numbers.csv", "--task", "text-classification"], "no column looks like"),
+        (["--data", "numbers.csv", "--task", "instruction-tuning"], "another task: --task"),
+        (["--data", "preferences.jsonl"], "preference data, which no task of ftkit learns from"),
+        (["--data", "preferences.jsonl", "--task", "instruction-tuning"], "preferences.jsonl: has the columns chosen and rejected"),
         (["--data", "empty.jsonl"], "empty.jsonl"),
     ],
 )
 def test_what_cannot_be_done_is_explained(arguments: list[str], message: str, ftkit: Run, reviews: str) -> None:
     write_csv("numbers.csv", {"n": list(range(10))})
     Path("empty.jsonl").write_text("", encoding="utf-8")
+    write_rows("preferences.jsonl", {"prompt": texts(12), "chosen": texts(12), "rejected": texts(12)})
     ended = ftkit("init", *([] if "--data" in arguments else ["--data", reviews]), *arguments)
     assert ended.code == 2
     assert message in ended.err
@@ -223,7 +229,7 @@ def test_columns_of_zeros_and_ones_are_labels_together(ftkit: Run, folder: Path,
 
 def test_columns_of_numbers_are_no_texts(ftkit: Run, folder: Path) -> None:
     write_csv("rows.csv", {"a": list(range(60)), "b": [0.5, 1.5] * 30, "c": [7, 8, 9] * 20})
-    ended = ftkit("init", "--data", "rows.csv")
+    ended = ftkit("init", "--data", "rows.csv", "--task", "text-classification")
     assert ended.code == 2
     assert "no column looks like 'text'" in ended.err
 
@@ -239,3 +245,156 @@ def test_every_task_has_a_valid_first_recipe(task: str, ftkit: Run, folder: Path
     ended = ftkit("init", "--data", "rows.jsonl", "--task", task, "--output", "-")
     assert ended.code == 0, ended.err
     parse_recipe(ended.out)
+
+
+def write_rows(name: str, columns: dict[str, list[Any]]) -> None:
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def turns(role: str, content: str, *names: str) -> list[Any]:
+    return [[{role: name, content: f"{name} {number}"} for name in names] for number in range(40)]
+
+
+SENTENCES = [["Ada", f"left{number}"] for number in range(40)]
+PAIRS = [{"en": f"day {number}", "de": f"Tag {number}"} for number in range(40)]
+ANSWERS = [{"text": [text[:4]], "answer_start": [0]} for text in [f"Anna went to town number {number}." for number in range(40)]]
+CONTEXTS = [f"Anna went to town number {number}." for number in range(40)]
+SHORT = [f"nr {number}" for number in range(40)]
+
+DATA: list[tuple[str, dict[str, list[Any]], dict[str, Any], dict[str, str]]] = [
+    (
+        "token-classification",
+        {"id": SHORT, "tokens": SENTENCES, "ner_tags": [["B-PER", "O"], ["O", "B-LOC"]] * 20},
+        {},
+        {"tokens": "tokens", "tags": "ner_tags"},
+    ),
+    (
+        "question-answering",
+        {"id": SHORT, "title": ["a", "b"] * 20, "context": CONTEXTS, "question": SHORT, "answers": ANSWERS},
+        {},
+        {"question": "question", "context": "context", "answers": "answers"},
+    ),
+    (
+        "instruction-tuning",
+        {"instruction": texts(40), "input": ["", "x"] * 20, "output": SHORT, "source": ["a", "b"] * 20},
+        {},
+        {"instruction": "instruction", "input": "input", "output": "output"},
+    ),
+    (
+        "instruction-tuning",
+        {"instruction": texts(40), "context": ["", "x"] * 20, "response": texts(40), "category": ["a", "b"] * 20},
+        {"layout": "alpaca"},
+        {"instruction": "instruction", "input": "context", "output": "response"},
+    ),
+    ("instruction-tuning", {"prompt": texts(40), "completion": SHORT}, {}, {"prompt": "prompt", "completion": "completion"}),
+    (
+        "instruction-tuning",
+        {"question": texts(40), "answer": texts(40)},
+        {"layout": "prompt_completion"},
+        {"prompt": "question", "completion": "answer"},
+    ),
+    ("instruction-tuning", {"messages": turns("role", "content", "user", "assistant")}, {}, {"messages": "messages"}),
+    (
+        "instruction-tuning",
+        {"id": SHORT, "conversations": turns("from", "value", "human", "gpt")},
+        {},
+        {"conversations": "conversations"},
+    ),
+    (
+        "seq2seq",
+        {"translation": PAIRS},
+        {"goal": "translation", "translation_keys": ["en", "de"]},
+        {"source": "translation", "target": "translation"},
+    ),
+    (
+        "seq2seq",
+        {"document": texts(40), "summaries": [[text, text] for text in SHORT]},
+        {"goal": "summarization"},
+        {"source": "document", "target": "summaries"},
+    ),
+    ("seq2seq", {"source": texts(40), "target": texts(40)}, {}, {"source": "source", "target": "target"}),
+    (
+        "image-classification",
+        {"image": ["a.png", "b.JPG"] * 20, "label": ["x", "y"] * 20},
+        {},
+        {"image": "image", "label": "label"},
+    ),
+    ("language-modeling", {"text": texts(40)}, {}, {"text": "text"}),
+    ("language-modeling", {"id": list(range(40)), "text": texts(40), "url": SHORT}, {}, {"text": "text"}),
+    ("text-classification", {"text": texts(40), "label": ["x", "y"] * 20}, {}, {"text": "text", "label": "label"}),
+    ("text-classification", {"text": texts(40), "target": [1, 0] * 20}, {}, {"text": "text", "label": "target"}),
+]
+
+
+@pytest.mark.parametrize(("task", "columns", "options", "found"), DATA)
+def test_the_task_follows_from_the_columns(
+    task: str, columns: dict[str, list[Any]], options: dict[str, Any], found: dict[str, str], ftkit: Run, folder: Path
+) -> None:
+    write_rows("rows.jsonl", columns)
+    ended = ftkit("init", "--data", "rows.jsonl", "--model", "some/model")
+    assert ended.code == 0, ended.err
+    recipe = yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))
+    assert recipe["task"] == {"name": task, **options}
+    assert recipe["data"]["columns"] == found
+    assert "The task is a guess from the columns: " in ended.out
+    assert "--task NAME" in ended.out
+    assert "`ftkit init --task NAME` takes another" in Path("recipe.yaml").read_text(encoding="utf-8")
+    if task != "image-classification":  # whose files are not there
+        assert ftkit("validate", "recipe.yaml").code == 0
+
+
+def test_a_task_that_is_named_is_no_guess(ftkit: Run, reviews: str) -> None:
+    ended = ftkit("init", "--data", reviews, "--task", "text-classification")
+    assert "guess" not in ended.out + Path("recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_columns_that_may_be_for_two_tasks(ftkit: Run, folder: Path) -> None:
+    write_rows("rows.jsonl", {"messages": turns("role", "content", "user", "assistant"), "translation": PAIRS})
+    ended = ftkit("init", "--data", "rows.jsonl")
+    assert ended.code == 2
+    assert "--task instruction-tuning or --task seq2seq" in ended.err
+
+
+def test_optional_columns_that_a_split_lacks_are_not_named(ftkit: Run, folder: Path) -> None:
+    columns = {"question": SHORT, "context": CONTEXTS, "answers": ANSWERS}
+    write_rows("train.jsonl", {**columns, "is_impossible": [False] * 40})
+    write_rows("val.jsonl", columns)
+    ftkit("init", "--data", "train.jsonl", "--validation", "val.jsonl", "--model", "some/model")
+    data = yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))["data"]
+    assert data["columns"] == {"question": "question", "context": "context", "answers": "answers"}
+    assert data["split"] == {"test": 0.1, "seed": 0, "group": "context"}
+    assert ftkit("validate", "recipe.yaml").code == 0
+
+
+def test_one_running_text(ftkit: Run, folder: Path) -> None:
+    Path("book.txt").write_text("\n".join(texts(40)), encoding="utf-8")
+    ended = ftkit("init", "--data", "book.txt", "--model", "some/model")
+    assert "note: book.txt is one running text" in ended.out
+    assert "--validation FILE" in ended.out
+    data = yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))["data"]
+    assert data["train"] == {"path": "book.txt", "format": "text"}
+    assert ftkit("validate", "recipe.yaml").code == 0
+    Path("end.txt").write_text("The end.", encoding="utf-8")
+    ended = ftkit("init", "--data", "book.txt", "--validation", "end.txt", "--model", "some/model", "--force")
+    data = yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))["data"]
+    assert (data["train"], data["validation"], "split" in data) == ("book.txt", "end.txt", False)
+    assert "1 row is too few to hold any back for test" in ended.out
+    assert ftkit("validate", "recipe.yaml").code == 0
+
+
+def test_a_model_that_has_to_be_downloaded_is_said(ftkit: Run, reviews: str, model: Path) -> None:
+    assert "note: the model some/model is not on this machine" in ftkit("init", "--data", reviews, "--model", "some/model").out
+    assert "note:" not in ftkit("init", "--data", reviews, "--model", model, "--force").out
+
+
+def test_no_bound_is_proposed_for_a_loss(ftkit: Run, folder: Path) -> None:
+    write_rows("rows.jsonl", {"prompt": texts(40), "completion": SHORT})
+    assert "# expect" not in ftkit("init", "--data", "rows.jsonl", "--output", "-").out
+
+
+def test_labels_are_counted_one_by_one(ftkit: Run, folder: Path) -> None:
+    write_rows("rows.jsonl", {"text": texts(40), "label": [["a"], ["b", "c"], ["a", "c"], ["b"]] * 10})
+    assert "lists of 1.5 values on average, 3 different: " in ftkit("init", "--data", "rows.jsonl").out
+    write_csv("rows.csv", {"text": texts(60), "topics": ["a|b", "b", "a|c", "c", "a|b|c", "b|c"] * 10})
+    assert "3 different: " in ftkit("init", "--data", "rows.csv", "--force").out

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ftkit.diagnostics.sizes import COARSE, FINE, half_width, rows_for, size_findings
+from ftkit.registry import TASKS
 from tests.diagnostics.rows import clean_rows, splits_of, train_spec
 
 
@@ -20,6 +21,14 @@ def test_small_splits(rows: int, severity: str | None) -> None:
     found = [(finding.check, finding.severity) for finding in size_findings(splits, train_spec(), answered=True)]
     assert found == ([("small-split", severity)] if severity else [])
     assert size_findings(splits, train_spec(), answered=False) == []
+
+
+def test_only_shares_of_examples_have_such_a_precision() -> None:
+    made = {name: TASKS.get(name)(TASKS.get(name).Options()).measures_share for name in TASKS.names()}
+    right = {"text-classification", "image-classification", "question-answering"}
+    assert {name for name, share in made.items() if share} == right
+    of_text = TASKS.get("text-classification")
+    assert not of_text(of_text.Options(problem_type="regression")).measures_share
 
 
 def test_early_stopping_needs_validation_rows() -> None:

@@ -14,7 +14,9 @@ from typer.main import get_command
 import ftkit
 from ftkit.cli.app import app
 from ftkit.cli.shipped import shipped_recipes
+from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.reading import read_text
+from ftkit.registry import METHODS, TASKS
 
 ROOT = Path(ftkit.__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -99,6 +101,29 @@ def test_named_recipes_exist() -> None:
     assert set(shipped_recipes()) <= set(re.findall(r"^(\S+/\S+) ", texts[0], re.MULTILINE)), "README lists every shipped recipe"
     for path in {path for text in texts for path in re.findall(r"\b(?:recipes|scripts|ftkit|tests|docs)/[\w/-]+\.\w+", text)}:
         assert (ROOT / path).exists(), path
+
+
+def whole_recipes(page: Path) -> list[str]:
+    """Blocks of a page that are recipes from model to method."""
+    keys = {"model", "task", "data", "method"}
+    return [text for text in blocks(page, "yaml") if keys <= {line.partition(":")[0] for line in text.splitlines()}]
+
+
+def test_whole_recipes_of_the_pages_are_valid() -> None:
+    """As far as they go without their data and models; a plug-in's task or method apart."""
+    known = {*METHODS.names(), *TASKS.names()}
+    for page in PAGES:
+        for text in whole_recipes(page):
+            value = read_text(text, page.name).value
+            names = {value[kind] if isinstance(value[kind], str) else value[kind]["name"] for kind in ("task", "method")}
+            if names <= known:
+                parse_recipe(text, page.name)
+
+
+@pytest.mark.parametrize("task", TASKS.names())
+def test_every_task_page_has_a_whole_recipe(task: str) -> None:
+    found = whole_recipes(ROOT / "docs" / "tasks" / f"{task}.md")
+    assert any(parse_recipe(text, task).task.name == task for text in found)
 
 
 def test_yaml_of_the_pages_is_yaml() -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from ftkit.errors import ModelError
-from ftkit.models.facts import read_facts
+from ftkit.models.facts import ModelFacts, read_facts
 from ftkit.models.processor import load_processor, processor_key, save_processor
 from ftkit.recipe.schema import ModelSpec
 from tests.slow_models import save_bertweet, save_byt5, save_m2m, save_marian, save_sw3, train_pieces
@@ -220,3 +221,16 @@ def test_without_sentencepiece_one_error_says_what_to_install(tmp_path: Path) ->
         assert "needs the package sentencepiece, which is not installed" in line
         assert 'pip install "ftkit[sentencepiece]"' in line
     assert last == "loaded"
+
+
+def test_a_hub_id_without_the_hub_has_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", _no_network)
+    facts = ModelFacts(kind="unknown", model_type="", hidden_size=0, block_count=0, max_positions=None, vocab_size=None, path=None)
+    with pytest.raises(ModelError) as caught:
+        load_processor(ModelSpec(name="some/model"), facts)
+    assert "hf download" in caught.value.problems[0].hint
+    assert "local folder" in caught.value.problems[0].hint
+
+
+def _no_network(*_: object, **__: object) -> None:
+    raise OSError("We couldn't connect to the hub")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 import ftkit
 from ftkit.models.naming import unusual_backbone
+from ftkit.registry import TASKS
 from tests.tiny import save_tiny, tiny_model
 
 ROWS = '{"question": "w5 w6", "context": "w1 w2 w3", "answers": {"text": ["w2"], "answer_start": [3]}}\n' * 4
@@ -26,6 +28,11 @@ def test_code_of_the_card_loads_adapter_and_merged_model(family: str, tmp_path: 
         "train: {max_steps: 2, batch_size: 4, learning_rate: 1.0e-2}\nexport: [adapter, merged]\n"
     )
     folder = ftkit.train(ftkit.load_recipe("r.yaml")).folder
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\npipeline_tag: question-answering\n")
+    assert "# r: question-answering with lora\n" in card
+    assert "ftkit predict . --input rows.jsonl" in card
+    assert f"`{base.name}` adapted to question-answering" in card
     trained = ftkit.load(folder).prepared.model
     inputs = torch.tensor([[7, 8, 9, 10, 11]])
     monkeypatch.chdir(folder)
@@ -43,3 +50,25 @@ def test_backbones_of_unusual_name() -> None:
     assert unusual_backbone(tiny_model("llama", "AutoModelForQuestionAnswering")) == "transformer"
     for family, auto_class in (("llama", "AutoModelForCausalLM"), ("gpt2", "AutoModelForQuestionAnswering"), ("t5", "AutoModel")):
         assert unusual_backbone(tiny_model(family, auto_class)) == ""
+
+
+def test_the_code_of_a_card_goes_on_to_write_text() -> None:
+    for name, options, expected in (
+        ("seq2seq", {"goal": "summarization", "prefix": "summarize: "}, "tokenizer('summarize: your text'"),
+        ("instruction-tuning", {}, "tokenizer.apply_chat_template("),
+        ("instruction-tuning", {"chat_template": "none"}, "tokenizer('your text'"),
+        ("language-modeling", {"generation": {"max_new_tokens": 7}}, "max_new_tokens=7"),
+    ):
+        task = TASKS.get(name)(TASKS.get(name).Options(**options))
+        code = "\n".join(task.code_example())
+        ast.parse(code)
+        assert expected in code
+        assert "model.generate(**inputs" in code
+
+
+@pytest.mark.parametrize(
+    ("goal", "tag"), [("summarization", "summarization"), ("translation", "translation"), ("other", "text2text-generation")]
+)
+def test_the_hubs_name_for_the_model(goal: str, tag: str) -> None:
+    assert TASKS.get("seq2seq")(TASKS.get("seq2seq").Options(goal=goal)).pipeline_tag == tag
+    assert TASKS.get("instruction-tuning")(TASKS.get("instruction-tuning").Options()).pipeline_tag == "text-generation"

@@ -327,7 +327,7 @@ def window_outputs(values: dict[str, float]) -> Any:
 
 def test_neither_question_nor_special_tokens_nor_padding_are_answers() -> None:
     rows = [SHORT, asked(0, 1)]
-    task = make(rows)
+    task = make(rows, alternatives=20)
     found = predicted(task, rows, tiny_tokenizer(), 7, window_outputs({"w1": 99.0, "<sep>": 99.0, "<pad>": 99.0, "<null>": 99.0}))
     shown = task.present(found[0], SHORT)
     assert all(entry["answer"] in SHORT["context"] and entry["answer"] for entry in shown["n_best"])
@@ -341,7 +341,7 @@ def test_the_longest_answer_is_counted_in_tokens() -> None:
         answers[longest] = task.present(predicted(task, [SHORT], tiny_tokenizer(), 1, window_outputs(values))[0], SHORT)["answer"]
     assert answers[3] in ("w2", "w4", "w2 w3 w4")
     assert {answers[1], answers[2]} <= {"w2", "w4"}
-    spans = make([SHORT], max_answer_length=2)
+    spans = make([SHORT], max_answer_length=2, alternatives=20)
     texts = [entry["answer"] for entry in spans.present(predicted(spans, [SHORT], tiny_tokenizer(), 1)[0], SHORT)["n_best"]]
     assert sorted(texts) == ["w2", "w2 w3", "w3", "w3 w4", "w4"]
 
@@ -364,7 +364,7 @@ def test_no_answer_scores_as_in_the_window_where_it_scores_least() -> None:
 
 
 def test_present_shows_shares_of_one_probability() -> None:
-    task = make([SHORT, *NONE], n_best=3)
+    task = make([SHORT, *NONE], n_best=3, alternatives=4)
     prediction = predicted(task, [SHORT], tiny_tokenizer(), 1, window_outputs({"w3": 1.0, "<null>": 0.5}))[0]
     shown = task.present(prediction, SHORT)
     assert shown["answer"] == "w3"
@@ -375,6 +375,25 @@ def test_present_shows_shares_of_one_probability() -> None:
         {key: value for key, value in entry.items() if key != "score"} for entry in shown["n_best"]
     ]
     json.dumps(shown)
+    assert len(make([SHORT, *NONE], n_best=3, alternatives=2).present(prediction, SHORT)["n_best"]) == 2
+    assert make([SHORT, *NONE], n_best=3).present(prediction, SHORT) == {
+        key: shown[key] for key in ("answer", "start", "end", "score")
+    }
+
+
+def test_metrics_that_repeat_others_are_left_out_where_every_question_has_an_answer() -> None:
+    """SQuAD 1.1; the plan names the usual metrics whatever the rows are."""
+    usual = ["f1", "exact_match", "has_answer_f1", "has_answer_exact_match", "no_answer_accuracy"]
+    for rows, options, expected in (
+        ([SHORT], {"metrics": usual}, ["f1", "exact_match"]),
+        ([SHORT], {}, ["f1", "exact_match"]),
+        ([SHORT, *NONE], {"metrics": usual}, usual),
+        ([SHORT], {"metrics": ["has_answer_f1"]}, ["has_answer_f1"]),
+    ):
+        task = make(rows, **options)
+        assert list(task.score(predicted(task, [SHORT], tiny_tokenizer(), 1), [SHORT])) == expected
+    task = make([SHORT], metrics=usual)
+    assert list(task.score(predicted(task, [SHORT], tiny_tokenizer(), 1), [SHORT], ["has_answer_f1"])) == ["has_answer_f1"]
 
 
 def test_a_context_without_tokens_gets_no_answer() -> None:

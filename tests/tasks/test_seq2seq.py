@@ -433,6 +433,8 @@ def test_both_texts_may_lie_in_one_mapping() -> None:
     task.check_row({"source": "w1"})
     with pytest.raises(RowError, match="no 'en'"):
         task.check_row({"source": rows[0]["translation"], "target": {"de": "w3"}})
+    with pytest.raises(DataError, match=r"task.translation_keys: there is no 'fr' in the mappings of the data, which have en, de"):
+        make(translation_keys=["en", "fr"]).check_row({"source": rows[0]["translation"], "target": rows[0]["translation"]})
     with pytest.raises(RowError, match="a mapping") as caught:
         make().check_row({"source": rows[0]["translation"]})
     assert "this row has en, de" in caught.value.hint

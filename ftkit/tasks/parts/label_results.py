@@ -83,6 +83,7 @@ class LabelTask(Task):
     def __init__(self, options: Strict) -> None:
         super().__init__(options)
         self.supports_label_smoothing = self._problem == "single_label"
+        self.measures_share = self._problem != "regression"
         self._labels = Labels(self._problem, self.options.labels, self.options.label_separator)
         self._weights: list[float] | None = None
         self._head_bias: list[float] = []

@@ -19,6 +19,8 @@ class WritesText(ScoredTargets):
     prediction_options = frozenset({"generation"})
     generates_to_present = True
     streams = True
+    asks_in_turns = False
+    """Whether the model is asked by a turn in a conversation, through the tokenizer's chat template."""
 
     @abstractmethod
     def _prompts(self, features: Sequence[Features], processor: Any) -> Batch:
@@ -31,6 +33,21 @@ class WritesText(ScoredTargets):
     @abstractmethod
     def _written(self, features: Sequence[Features], written: Sequence[Sequence[int]], processor: Any) -> list[Prediction]:
         """What the predictions of these features gain by the tokens that were written, a list for each prompt."""
+
+    def code_example(self) -> list[str]:
+        """The model is asked, and its answer printed."""
+        limit = self.options.generation.max_new_tokens
+        prompt = repr(getattr(self.options, "prefix", "") + "your text")
+        if self.asks_in_turns and self.options.chat_template != "none":
+            turns = f'[{{"role": "user", "content": {prompt}}}]'
+            inputs = f"tokenizer.apply_chat_template({turns}, add_generation_prompt=True, return_dict=True, return_tensors='pt')"
+        else:
+            inputs = f"tokenizer({prompt}, return_tensors='pt')"
+        return [
+            f"inputs = {inputs}",
+            f"written = model.generate(**inputs, max_new_tokens={64 if limit == 'auto' else limit})[0]",
+            "print(tokenizer.decode(written, skip_special_tokens=True))",
+        ]
 
     def generate(self, model: nn.Module, features: Sequence[Features], processor: Any) -> list[Prediction]:
         """What `_written` makes of the tokens."""
