@@ -14,6 +14,9 @@ from ftkit.recipe.schema import ModelSpec
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+NO_WEIGHTS = (
+    "Download the model again; to train a new one from its config.json: `model: {name: ..., weights: random}` with `method: full`"
+)
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "model*.bin")
 LONGEST_SHOWN = 80
 MOST_PROBLEMS = 20
@@ -171,9 +174,7 @@ def _weight_problems(folder: Path) -> list[Problem]:
         return [Problem(message=message, place=str(folder), key="model.name", hint="Download the model again")] if missing else []
     pickled = sorted(file.name for pattern in PICKLED_WEIGHTS for file in folder.glob(pattern))
     if not pickled:
-        return [
-            Problem(message=f"has no weights ({WEIGHTS})", place=str(folder), key="model.name", hint="Download the model again")
-        ]
+        return [Problem(message=f"has no weights ({WEIGHTS})", place=str(folder), key="model.name", hint=NO_WEIGHTS)]
     return [
         Problem(
             message=f"has its weights only as pickle ({pickled[0]}), which can run code when it is read; ftkit reads {WEIGHTS}",

@@ -143,6 +143,9 @@ def test_missing_weights_and_tokenizer_are_told_together(bert: Path) -> None:
     (bert / "tokenizer.json").unlink()
     text = _refusal(bert)
     assert "has no weights (model.safetensors)" in text
+    with pytest.raises(ModelError) as caught:
+        read_facts(ModelSpec(name=str(bert)))
+    assert any("weights: random" in problem.hint for problem in caught.value.problems)
     assert "has no tokenizer files" in text
 
 
