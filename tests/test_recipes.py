@@ -28,7 +28,10 @@ def test_recipes_are_found() -> None:
 def test_recipe_is_valid_with_its_data_and_model(path: Path) -> None:
     report = ftkit.validate(ftkit.load_recipe(path))
     assert report["splits"]["train"]["rows"] > report["splits"]["test"]["rows"] > 0
-    assert "auto" not in {value for key, value in report["plan"]["train"].items() if isinstance(value, str)}
+    plan = report["plan"]
+    for settings in plan.get("phases") or [plan["train"]]:
+        assert "learning_rate" in settings
+        assert "auto" not in {value for value in settings.values() if isinstance(value, str)}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
