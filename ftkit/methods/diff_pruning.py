@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, Capabilities, Default, Paper, weight_training_defaults
+from ftkit.methods.base import AdapterMethod, Capabilities, Default, Paper
 from ftkit.recipe.schema import Auto, Strict
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class DiffPruning(AdapterMethod):
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         rate = Default(value=1e-5, source=AUTHORS)
         if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
-            rate = weight_training_defaults(facts)["train.learning_rate"]
+            source = "ftkit: the better of 1e-4 and 1e-3, MiniLM (width 384) on 210 rows of BBC News, 42 steps"
+            rate = Default(value=1e-3, source=source)
         ratio = Default(value=GATE_RATE / rate.value, source=f"{AUTHORS}: 0.1 for the gates")
         epochs = Default(value=6.0, source=f"{AUTHORS}: 3 epochs with gates and 3 with a fixed mask")
         decay = Default(value=0.0, source=AUTHORS)

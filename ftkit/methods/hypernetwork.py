@@ -75,11 +75,7 @@ class HypernetworkAdapters(AdapterMethod):
     prefix = "hypernetwork_"
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
-        rate = Default(value=3e-4, source=f"{CONFIG}: T5 base on GLUE")
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
-            source = "that of `adapter` with houlsby placement, measured for models this narrow: MiniLM (width 384) on BBC News"
-            rate = Default(value=3e-3, source=source)
-        return {"train.learning_rate": rate}
+        return {"train.learning_rate": Default(value=3e-4, source=f"{CONFIG}: T5 base on GLUE")}
 
     def refusal(self, facts: ModelFacts) -> str:
         if reason := expert_refusal(facts):

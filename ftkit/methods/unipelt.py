@@ -93,7 +93,11 @@ class UniPELT(AdapterMethod):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         alpha = Default(value=self._alpha(), source="the authors' lora_layers.py: the gate is the only scale")
-        return {"train.learning_rate": Default(value=5e-4, source=PAPER), "method.alpha": alpha}
+        rate = Default(value=5e-4, source=PAPER)
+        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+            source = "ftkit: the better of 5e-4 and 3e-3, MiniLM (width 384) on 210 rows of BBC News, 42 steps"
+            rate = Default(value=3e-3, source=source)
+        return {"train.learning_rate": rate, "method.alpha": alpha}
 
     def refusal(self, facts: ModelFacts) -> str:
         if facts.model_type in WITHOUT_GATES:
