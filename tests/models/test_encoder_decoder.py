@@ -65,10 +65,11 @@ def _loss(model: Any) -> torch.Tensor:
     return functional.cross_entropy(model(**INPUTS).logits.float().flatten(0, 1), TARGETS.flatten())
 
 
-def _train(model: Any, steps: int = 6) -> None:
+def _train(model: Any, method: Any = None, steps: int = 6) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
     for _ in range(steps):
-        _loss(model).backward()
+        added = method and method.extra_loss(model)
+        (_loss(model) if added is None else _loss(model) + added).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -132,7 +133,7 @@ def test_ids_come_from_the_tokenizer(folders: Path) -> None:
 @pytest.mark.parametrize("pair", list(PAIRS))
 def test_it_generates_what_it_computes(folders: Path, pair: str) -> None:
     model: Any = _load(folders, pair).model
-    _train(model, 40)
+    _train(model, steps=40)
     ids = {name: INPUTS[name] for name in ("input_ids", "attention_mask")}
     found = generate_tokens(model.eval(), ids, GenerationOptions(), max_new_tokens=8, stop_ids=[3], pad_id=0)
     assert found == [[30, 31], [40, 41]]
@@ -197,8 +198,20 @@ def _applied(folders: Path, pair: str, name: str, seed: int = 0, **changes: Any)
 METHOD_NAMES = [name for name in METHODS.names() if METHODS.get(name).capabilities.trains and not METHODS.get(name).needs]
 
 
-@pytest.mark.parametrize("pair", ["bert", "wide"])
-@pytest.mark.parametrize("name", METHOD_NAMES)
+ONE_WIDTH = {"hypernetwork", "unipelt"}
+"""Methods with parts that all blocks share."""
+
+
+@pytest.mark.parametrize("name", sorted(ONE_WIDTH))
+def test_methods_that_need_blocks_of_one_width_say_so(folders: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=r"wid(e|th).*Use `"):
+        _applied(folders, "wide", name)
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [(name, pair) for name in METHOD_NAMES for pair in ("bert", "wide") if pair == "bert" or name not in ONE_WIDTH],
+)
 def test_new_parts_train_and_come_back(folders: Path, tmp_path: Path, name: str, pair: str) -> None:
     model, method, loaded = _applied(folders, pair, name)
     trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
@@ -209,7 +222,7 @@ def test_new_parts_train_and_come_back(folders: Path, tmp_path: Path, name: str,
     assert trainable_report(model, loaded.layout)["groups"]["head"]["trainable"] > 0
     before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
     loss = _loss(model).item()
-    _train(model)
+    _train(model, method)
     assert _loss(model).item() < loss
     assert {key for key, parameter in model.named_parameters() if not torch.equal(parameter, before[key])} == trained
     expected = _logits(model)
@@ -238,10 +251,10 @@ def test_new_parts_train_and_come_back(folders: Path, tmp_path: Path, name: str,
 
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_half_precision_bases_train_in_float32(folders: Path, name: str) -> None:
-    model, _, _ = _applied(folders, "wide", name, dtype="bfloat16")
+    model, method, _ = _applied(folders, "bert" if name in ONE_WIDTH else "wide", name, dtype="bfloat16")
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
     loss = _loss(model).item()
-    _train(model)
+    _train(model, method)
     assert _loss(model).item() < loss
 
 

@@ -106,7 +106,7 @@ class Watch(Observer):
         self.began = self.ended = (0.0, 0.0)
         self.total_steps, self.peak_mib = 0, 0.0
 
-    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str) -> None:
+    def training_starts(self, *, total_steps: int, first_step: int, metrics: list[str], best_metric: str, unit: str) -> None:
         """See Observer."""
         self.total_steps, self.began = total_steps, clocks()
 
