@@ -58,11 +58,19 @@ def _targets(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return targets
 
 
+def _freeze_output(model: Any) -> Any:
+    model.get_output_embeddings().requires_grad_(requires_grad=False)
+    return model
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained output", "frozen output"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_loss_and_gradients_equal_the_whole_computation(name: str, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_gradients_equal_the_whole_computation(
+    name: str, smoothing: float, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(language_loss, "LOGITS_PER_CHUNK", 64 * 4)
-    model = _model(name)
+    model = _freeze_output(_model(name)) if frozen else _model(name)
     inputs = _inputs(model)
     targets = _targets(inputs)
     whole = functional.cross_entropy(
@@ -133,3 +141,45 @@ def test_no_logits_of_the_whole_batch_are_ever_made(monkeypatch: pytest.MonkeyPa
     model.lm_head.forward = lambda hidden: sizes.append(hidden[..., 0].numel()) or forward(hidden)
     scorer.score(model, inputs, _targets(inputs)).loss().backward()
     assert max(sizes) <= 4
+
+
+def _calls_in_training(model: Any, smoothing: float = 0.0) -> list[int]:
+    """Rows that the output layer is called with, in a forward and a backward pass."""
+    inputs, sizes = _inputs(model, 4, 16), []
+    targets = _targets(inputs)
+    scorer = LanguageScorer(model, _inputs(model, 1, 4))
+    forward = model.get_output_embeddings().forward
+    model.get_output_embeddings().forward = lambda hidden: sizes.append(hidden[..., 0].numel()) or forward(hidden)
+    scorer.score(model, inputs, targets).loss(smoothing).backward()
+    return sizes
+
+
+def test_a_frozen_output_layer_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_loss, "LOGITS_PER_CHUNK", 64 * 4)
+    count = int((_targets(_inputs(_model("llama"), 4, 16)) != IGNORED).sum())
+    assert sum(_calls_in_training(_freeze_output(_model("llama")))) == count
+    assert sum(_calls_in_training(_freeze_output(_model("llama")), smoothing=0.1)) == 2 * count
+
+
+def test_the_last_chunk_of_a_trained_output_layer_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = int((_targets(_inputs(_model("llama"), 4, 16)) != IGNORED).sum())
+    assert sum(_calls_in_training(_model("llama"))) == count
+    monkeypatch.setattr(language_loss, "LOGITS_PER_CHUNK", 64 * 4)
+    assert sum(_calls_in_training(_model("llama"))) == 2 * count - (count % 4 or 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_precision_holds_for_gradients_taken_at_once(smoothing: float, dtype: torch.dtype) -> None:
+    gradients = []
+    for model in (_model("llama"), _freeze_output(_model("llama"))):
+        inputs = _inputs(model)
+        scorer = LanguageScorer(model, _inputs(model, 2, 6))
+        with torch.autocast("cpu", dtype=dtype):
+            loss = scorer.score(model, inputs, _targets(inputs)).loss(smoothing)
+        (loss * 256).backward()
+        layers = {key: value for key, value in model.named_parameters() if "layers" in key}
+        gradients.append({key: value.grad / 256 for key, value in layers.items()})
+    for key, expected in gradients[0].items():
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(gradients[1][key], expected, rtol=0, atol=0.02 * scale, msg=key)
