@@ -86,6 +86,28 @@ def test_methods_makes_a_row_of_a_run(recipe: Path, tmp_path: Path) -> None:
     assert record["adapter_bytes"] > 4 * record["trainable"], "float32 weights and a header"
 
 
+def test_methods_trains_a_recipe_by_each_method_that_can(recipe: Path, tmp_path: Path) -> None:
+    words = [
+        "--override",
+        "train.max_steps=2",
+        "--override",
+        "train.learning_rate=auto",
+        "--methods",
+        "full",
+        "adapter-fusion",
+        "bitfit",
+    ]
+    done = run(tmp_path, "methods.py", str(recipe), *words)
+    assert done.returncode == 0, done.stderr
+    assert "tiny, adapter-fusion: left out: " in done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| tiny |")]
+    assert [row[2].strip() for row in rows] == ["full", "bitfit"]
+    assert [row[-2].strip() == "-" for row in rows] == [True, False], "only bitfit has an adapter"
+    records = [json.loads(line) for line in (tmp_path / "out" / "methods.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [record["overrides"][-2:] for record in records] == [["method=full", "export=[]"], ["method=bitfit", "export=[adapter]"]]
+    assert "--methods full adapter-fusion bitfit" in done.stdout
+
+
 def test_a_recipe_without_equal_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
     done = run(tmp_path, "reference.py", "--recipe", str(recipe), "--override", "train.gradient_accumulation_steps=2")
     assert done.returncode == 1
