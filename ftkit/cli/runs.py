@@ -162,7 +162,7 @@ def predict(
             found = _predict_with_adapters(choice, texts or str(source), adapter_column, as_json, wanted)
         else:
             predictor = _load(choice, as_json)
-            rows: Iterable[Any] = texts if texts else predictor.read(str(source))
+            rows: Iterable[Any] = texts if texts else predictor.read(str(source), skip_errors=skip_errors)
             found = predictor.predict(rows, **wanted)
         if output is None:
             print_predictions(found, as_json=as_json)
@@ -260,7 +260,7 @@ def _predict_with_adapters(
         found = api.load_adapters(
             choice.run, choice.adapters, choice.options, drop_blocks=choice.drop_blocks, allow_code=choice.allow_code
         )
-    rows: Iterable[Any] = found.first.read(given) if isinstance(given, str) else given
+    rows: Iterable[Any] = found.first.read(given, skip_errors=wanted["skip_errors"]) if isinstance(given, str) else given
     return found.predict(rows, column=column, **wanted)
 
 

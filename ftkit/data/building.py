@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ftkit.data.arrays import array_of, int64_array
-from ftkit.data.kinds import ARROW_TYPES, JSON_MARK, STRUCTURED, kinds_of, merged_kind, widen_whole_numbers
+from ftkit.data.kinds import ARROW_TYPES, JSON_MARK, LIST, STRUCTURED, kinds_of, merged_kind, widen_whole_numbers
 from ftkit.data.problems import shorten
 from ftkit.data.progress import Meter
 from ftkit.data.spilling import Batches
@@ -24,11 +24,14 @@ NO_ROWS_HINT = "Give a file with rows, or leave this source out."
 class TableBuilder:
     """Collects one file's rows: `with builder: ... builder.finish()`. An error removes what was written to disk so far.
 
-    columns: names of the columns to keep; None keeps all. meter: is told of each row. rows: those added so far.
+    columns: names of the columns to keep; None keeps all. meter: is told of each row. mixed: keep columns whose values are of several
+    kinds, or no values of Arrow, as JSON. rows: those added so far.
     """
 
-    def __init__(self, origin: Origin, columns: Collection[str] | None = None, meter: Meter | None = None) -> None:
-        self._origin, self._wanted, self._meter = origin, columns, meter
+    def __init__(
+        self, origin: Origin, columns: Collection[str] | None = None, meter: Meter | None = None, *, mixed: bool = False
+    ) -> None:
+        self._origin, self._wanted, self._meter, self._mixed = origin, columns, meter, mixed
         self._source_columns: dict[str, None] = {}
         self._kept: dict[str, None] = {}
         self._first: dict[str, tuple[str, int, Any]] = {}
@@ -59,10 +62,10 @@ class TableBuilder:
         """Appends rows given as Python values by column."""
         arrays, fields = [int64_array(np.asarray(positions, dtype=np.int64))], [pa.field(POSITION, pa.int64())]
         for name, values in columns.items():
-            kind = self._kind(name, values, positions)
+            kind = _storable_kind(values) if self._mixed else self._kind(name, values, positions)
             if name in self._conflicts:
                 continue
-            text = _as_json(values) if kind in STRUCTURED else None
+            text = _as_json(values, escaped=self._mixed) if kind in STRUCTURED else None
             if kind in STRUCTURED and text is None:
                 array = self._nested(name, values, positions)
             else:
@@ -122,7 +125,7 @@ class TableBuilder:
         try:
             return array_of(values, kind)
         except (UnicodeEncodeError, OverflowError):
-            at = next(index for index, value in enumerate(values) if not _fits(value, kind))
+            at = next(index for index, value in enumerate(values) if not _fit([value], kind))
             limit = "has a lone surrogate, which is no character" if isinstance(values[at], str) else "does not fit into 64 bits"
             self._refuse(name, positions[at], f"{shorten(values[at])} {limit}", "Correct the value.")
             return None
@@ -154,21 +157,29 @@ def table_from_rows(
         return builder.finish()
 
 
-def _as_json(values: Sequence[Any]) -> list[str | None] | None:
-    """Each value as JSON text; None if one of them cannot be."""
+def _as_json(values: Sequence[Any], *, escaped: bool) -> list[str | None] | None:
+    """Each value as JSON text; None if one of them cannot be. escaped: in ASCII, which also holds lone surrogates."""
     try:
-        return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+        return [None if value is None else json.dumps(value, ensure_ascii=escaped) for value in values]
     except TypeError:
         return None
+
+
+def _storable_kind(values: Sequence[Any]) -> str:
+    """The kind that all of these are of; a list, which is kept as JSON, where that is none, or none that holds them."""
+    kind = merged_kind(kinds_of(values))
+    if kind is None or kind not in ARROW_TYPES:
+        return LIST
+    return kind if kind in STRUCTURED or _fit(values, kind) else LIST
 
 
 def _python_value(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _fits(value: Any, kind: str) -> bool:
+def _fit(values: Sequence[Any], kind: str) -> bool:
     try:
-        array_of([value], kind)
+        array_of(values, kind)
     except (UnicodeEncodeError, OverflowError):
         return False
     return True

@@ -92,11 +92,14 @@ def apply_columns(table: Table, found: DataColumns, task: Task) -> Table:
     return load_files(table, found, task).project(found)
 
 
-def load_files(table: Table, found: DataColumns, task: Task) -> Table:
-    """The table with the content of files in place of their paths, in the columns where the task wants it. Raises DataError."""
+def load_files(table: Table, found: DataColumns, task: Task, *, lenient: bool = False) -> Table:
+    """The table with the content of files in place of their paths, in the columns where the task wants it.
+
+    Raises DataError for files that cannot be read; lenient: these stay paths.
+    """
     for name in (name for name, column in task.columns().items() if column.file and name in found):
         for part in _as_list(found[name]):
-            table = load_contents(table, part)
+            table = load_contents(table, part, lenient=lenient)
     return table
 
 

@@ -23,11 +23,11 @@ ROWS_AT_A_TIME = 64
 """Rows whose files are in memory before they are written where the table keeps them."""
 
 
-def load_contents(table: Table, name: str) -> Table:
+def load_contents(table: Table, name: str, *, lenient: bool = False) -> Table:
     """The table with {"bytes", "path"} in place of paths in a column. Other values, and {"bytes", "path"} with bytes, stay.
 
     A relative path starts from the folder of the row's data file, or else from the working folder.
-    Raises DataError with up to 20 files that are missing or cannot be read.
+    Raises DataError with up to 20 files that are missing or cannot be read; lenient: these have null for `bytes`.
     """
     if not any(_holds_paths(batch, name) for batch, _ in table.stored()):
         return table
@@ -40,7 +40,8 @@ def load_contents(table: Table, name: str) -> Table:
             for start in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 chosen = slice(start, start + ROWS_AT_A_TIME)
                 builder.add_batch(_loaded(batch.slice(start, ROWS_AT_A_TIME), name, rows[chosen], table, problems))
-        problems.raise_if_any()
+        if not lenient:
+            problems.raise_if_any()
         return table.with_stored(builder.finish())
 
 
@@ -80,7 +81,7 @@ def _content(value: Any, row: int, name: str, table: Table, problems: Problems) 
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(getattr(error, "strerror", None) or error)
     problems.add(_unreadable(path, reason, list(roots), table.place(row), name))
-    return None
+    return {"bytes": None, "path": path}
 
 
 def _unreadable(path: str, reason: str, roots: Sequence[Path], place: str, name: str) -> Problem:

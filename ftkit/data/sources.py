@@ -110,12 +110,14 @@ def read_source(
     seed: int = 0,
     plain_text: str = "text",
     watch: Watcher = UNWATCHED,
+    mixed: bool = False,
 ) -> Table:
     """The rows of one source.
 
     split: the split that hub data sets give unless the source names one. base: the recipe's folder, for relative paths.
     columns: names worth reading; None reads all. seed: of the draw of `path#500`.
     plain_text: the format that .txt files have unless the source names one. watch: is told how many rows are read.
+    mixed: keep columns whose values are of several kinds, which are `conflicts` otherwise.
     Raises DataError if anything is missing, damaged or not as `spec` says.
     """
     found = locate(spec, base)
@@ -127,8 +129,10 @@ def read_source(
         table = hub.read(file, found.hub_id, spec)
     else:
         meter = Meter(watch, [path.stat().st_size if path.is_file() else 0 for path in found.paths])
-        read = partial(_read_file, spec=spec, columns=wanted, split=spec.split or split, plain_text=plain_text, meter=meter)
-        table = Table.concatenate([read(path) for path in found.paths], defer_conflicts=True)
+        read = partial(
+            _read_file, spec=spec, columns=wanted, split=spec.split or split, plain_text=plain_text, meter=meter, mixed=mixed
+        )
+        table = Table.concatenate([read(path) for path in found.paths], conflicts="keep" if mixed else "note")
     return table if found.sample is None else _sample(table, found.sample, spec.path, seed)
 
 
@@ -233,7 +237,9 @@ def _nearest(path: Path, base: Path) -> str:
     return ""
 
 
-def _read_file(path: Path, *, spec: SourceSpec, columns: frozenset[str] | None, split: str, plain_text: str, meter: Meter) -> Table:
+def _read_file(
+    path: Path, *, spec: SourceSpec, columns: frozenset[str] | None, split: str, plain_text: str, meter: Meter, mixed: bool
+) -> Table:
     kind = _format(path, spec)
     if kind == "text" and spec.format == "auto":
         kind = plain_text
@@ -257,6 +263,7 @@ def _read_file(path: Path, *, spec: SourceSpec, columns: frozenset[str] | None, 
         delimiter=spec.delimiter or ("\t" if kind == "tsv" else None),
         split=split,
         meter=meter,
+        mixed=mixed,
     )
     try:
         return READERS[kind](file)

@@ -228,19 +228,19 @@ class Table:
         return cls(batches, [(origin, sum(batch.num_rows for batch in batches))], facts["names"], combined=facts["combined"])
 
     @classmethod
-    def concatenate(cls, tables: Sequence[Table], *, defer_conflicts: bool = False) -> Table:
+    def concatenate(cls, tables: Sequence[Table], *, conflicts: Literal["raise", "note", "keep"] = "raise") -> Table:
         """The rows of all tables, one table after the other.
 
-        Raises DataError if a column holds different kinds of values in two of them; with `defer_conflicts` that column is left out
-        and noted in `conflicts`, for columns that nobody may need.
+        conflicts: what becomes of a column that holds different kinds of values in two of them: it raises DataError; it is left out and
+        noted in `conflicts`, for columns that nobody may need; it is kept as it is.
         """
         if len(tables) == 1:
             return tables[0]
         names = list(dict.fromkeys(name for table in tables for name in table.column_names))
-        conflicts = _conflicts_between(names, tables)
-        if conflicts and not defer_conflicts:
-            raise DataError(list(conflicts.values()))
-        names = [name for name in names if name not in conflicts]
+        found = _conflicts_between(names, tables) if conflicts != "keep" else {}
+        if found and conflicts == "raise":
+            raise DataError(list(found.values()))
+        names = [name for name in names if name not in found]
         batches = [batch for table in tables for batch in table._batches]
         indices = None
         if any(table._indices is not None for table in tables):
@@ -254,7 +254,7 @@ class Table:
             combined={name: count for table in tables for name, count in table._combined.items()},
             indices=indices,
             source_columns=list(dict.fromkeys(name for table in tables for name in table.source_columns)),
-            conflicts={**conflicts, **{name: problem for table in tables for name, problem in table.conflicts.items()}},
+            conflicts={**found, **{name: problem for table in tables for name, problem in table.conflicts.items()}},
         )
 
     def kind(self, name: str) -> str:

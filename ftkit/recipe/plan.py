@@ -43,8 +43,12 @@ class Plan:
     earlier: tuple[Plan, ...] = ()
 
     def task(self) -> Task:
-        """A fresh task object with the planned options."""
-        return TASKS.get(self.recipe.task.name)(self.recipe.task.options)
+        """A fresh task object with the planned options, which knows the metrics that the recipe counts on."""
+        task = TASKS.get(self.recipe.task.name)(self.recipe.task.options)
+        task.counted_on = {self.recipe.train.best_metric: "train.best_metric"} | {
+            name: f"expect.{name}" for name in self.recipe.expect
+        }
+        return task
 
     def method(self) -> Method:
         """A fresh method object with the planned options."""

@@ -8,8 +8,11 @@ from typing import Any
 
 from ftkit.paths import PACKAGE_PREFIX
 from ftkit.recipe.plan import Plan
+from ftkit.recipe.schema import Recipe
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Head, Task
+
+SPLITS = ("train", "validation", "test")
 
 
 def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping[str, Any], backbone: str = "") -> str:
@@ -19,7 +22,7 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
     """
     recipe = plan.recipe
     library = "transformers" if "merged" in results["exports"] else "peft" if "adapter" in results["exports"] else ""
-    base = " and ".join(f"`{_shown_model(name)}`" for name in (recipe.model.name, recipe.model.decoder) if name)
+    base = " and ".join(f"`{_shown_path(name)}`" for name in (recipe.model.name, recipe.model.decoder) if name)
     head = [
         "---",
         *([f"library_name: {library}"] if library else []),
@@ -39,15 +42,25 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
         _metrics(results),
         _derivation(results) if results.get("derived") else _facts(plan, results),
         _data(results, lock),
-        _loading(plan, results, task, backbone),
+        _loading(plan, results, task, backbone, lock),
         _method(plan),
     ]
-    return "\n".join(line for part in parts for line in part) + "\n"
+    return _without_folders("\n".join(line for part in parts for line in part) + "\n", recipe)
 
 
-def _shown_model(name: str) -> str:
-    """A model's name without the folder that it lies in on the machine of the run."""
+def _shown_path(name: str) -> str:
+    """A model or a run without the folder that it lies in on the machine of the run."""
     return Path(name).name if Path(name).is_absolute() else name
+
+
+def _without_folders(card: str, recipe: Recipe) -> str:
+    """The card, which travels with the model, without the folders that data lie in on the machine of the run (notes name files)."""
+    sources = [source for name in SPLITS for source in getattr(recipe.data, name) or ()]
+    files = [Path(source.path) for source in sources if Path(source.path).is_absolute()]
+    folders = {str(folder) for folder in (recipe.origin.base, Path.home(), *(file.parent for file in files)) if folder.name}
+    for folder in sorted(folders, key=len, reverse=True):
+        card = card.replace(f"{folder}/", "")
+    return card
 
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
@@ -96,7 +109,7 @@ def _derivation(results: Mapping[str, Any]) -> list[str]:
         "",
         f"Not trained: made by `ftkit adapters {derived['by']}` out of",
         "",
-        *(f"- `{source}`" for source in derived["from"]),
+        *(f"- `{_shown_path(source)}`" for source in derived["from"]),
         "",
         f"- parameters of the adapter and head: {parameters['trainable']:,} of {parameters['total']:,} ({share:.3g} %)",
     ]
@@ -116,7 +129,7 @@ def _data(results: Mapping[str, Any], lock: Mapping[str, Any]) -> list[str]:
     return [*lines, "", *notes, *([""] if notes else [])]
 
 
-def _loading(plan: Plan, results: Mapping[str, Any], task: Task, backbone: str) -> list[str]:
+def _loading(plan: Plan, results: Mapping[str, Any], task: Task, backbone: str, lock: Mapping[str, Any]) -> list[str]:
     head = task.head()
     example = "--input rows.jsonl" if _input_columns(task) else "--text 'your text'"
     lines = ["## Use", "", "In the folder of this file:", "", "```bash", f"ftkit predict . {example}", "```", ""]
@@ -129,7 +142,7 @@ def _loading(plan: Plan, results: Mapping[str, Any], task: Task, backbone: str) 
             *task.code_example(), "```", "",
         ]  # fmt: skip
     if "adapter" in results["exports"]:
-        lines += _loading_adapter(plan, results, head, backbone)
+        lines += _loading_adapter(plan, results, head, backbone, lock)
     return lines
 
 
@@ -139,24 +152,40 @@ def _input_columns(task: Task) -> bool:
     return len(needed) != 1 or needed[0].file
 
 
-def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head, backbone: str) -> list[str]:
+def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head, backbone: str, lock: Mapping[str, Any]) -> list[str]:
     known = {key: head.config[key] for key in ("num_labels", "id2label", "label2id") if key in head.config}
     arguments = "".join(f", {key}={value!r}" for key, value in known.items())
+    name, adapter = plan.recipe.model.name, results["exports"]["adapter"]["path"]
     # transformers knows folders and hub ids, not `package:`.
-    package, _, inner = plan.recipe.model.name.removeprefix(PACKAGE_PREFIX).partition("/")
-    packaged = plan.recipe.model.name.startswith(PACKAGE_PREFIX)
-    base = f'str(files("{package}") / "{inner}")' if packaged else f'"{plan.recipe.model.name}"'
+    package, _, inner = name.removeprefix(PACKAGE_PREFIX).partition("/")
+    packaged, local = name.startswith(PACKAGE_PREFIX), Path(name).is_absolute()
+    base = f'str(files("{package}") / "{inner}")' if packaged else "base_model" if local else f'"{name}"'
     imports = ["from importlib.resources import files", ""] if packaged else []
     own = not METHODS.get(plan.recipe.method.name).known_to_peft
     return [
         "The adapter needs the base model and PEFT:", "", "```python", *imports,
         *(["import ftkit.tuners  # registers the tuners that PEFT lacks"] if own else []),
-        "from peft import PeftModel", f"from transformers import {'AutoModel, ' if backbone else ''}{head.auto_class}", "",
+        f"from peft import {'PeftConfig, ' if local else ''}PeftModel",
+        f"from transformers import {'AutoModel, ' if backbone else ''}{head.auto_class}", "",
+        *([f'base_model = PeftConfig.from_pretrained("{adapter}").base_model_name_or_path'] if local else []),
         f"base = {head.auto_class}.from_pretrained({base}{arguments})",
         # transformers found none of the backbone's weights, and only warned.
         *([f"base.{backbone} = AutoModel.from_pretrained({base})"] if backbone else []),
-        f'model = PeftModel.from_pretrained(base, "{results["exports"]["adapter"]["path"]}")', "```", "",
+        f'model = PeftModel.from_pretrained(base, "{adapter}")', "```", "",
+        *(_finding_base(name, adapter, lock["model_files"]) if local else []),
     ]  # fmt: skip
+
+
+def _finding_base(name: str, adapter: str, hashes: Mapping[str, str]) -> list[str]:
+    """How an adapter finds a base that is a folder of the machine of the run."""
+    weights = [f"{file} `{digest[:16]}`" for file, digest in hashes.items() if Path(file).suffix in (".safetensors", ".gguf")]
+    more = f" and {len(weights) - 1} more files" if len(weights) > 1 else ""
+    said = f" (sha256 of {weights[0]}{more}; `lock.json` has all of them)" if weights else ""
+    return [
+        f"The base is the folder `{_shown_path(name)}`{said}. `base_model_name_or_path` in `{adapter}/adapter_config.json` is its",
+        "place on the machine of the run: elsewhere, and before the adapter is passed on, write there where others find the base.",
+        "",
+    ]
 
 
 def _method(plan: Plan) -> list[str]:

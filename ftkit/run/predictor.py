@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import count, islice
 from pathlib import Path
@@ -77,14 +76,18 @@ class Predictor:
 
         return Session(self)
 
-    def read(self, source: str) -> Iterator[Mapping[str, Any]]:
-        """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive."""
+    def read(self, source: str, *, skip_errors: bool = False) -> Iterator[Mapping[str, Any]]:
+        """Rows of a data file of any format that recipes know, or JSON lines from standard input (`-`), as they arrive.
+
+        skip_errors: files of a row that are missing or cannot be read stay paths, so that `predict` can pass over the row.
+        """
         if source == "-":
             return _json_lines(sys.stdin)
-        table = read_source(SourceSpec(path=source), split="test", base=Path.cwd(), plain_text=self.task.plain_text)
+        table = read_source(SourceSpec(path=source), split="test", base=Path.cwd(), plain_text=self.task.plain_text, mixed=True)
         if any(column.file for column in self.task.columns().values()):
             # Here and not in `predict`, because paths start from the data file.
-            table = load_files(table, find_columns(table, self.task, self.plan.recipe.data.columns, need_targets=False), self.task)
+            found = find_columns(table, self.task, self.plan.recipe.data.columns, need_targets=False)
+            table = load_files(table, found, self.task, lenient=skip_errors)
         return iter(table)
 
     def predict(
@@ -101,36 +104,39 @@ class Predictor:
         Rows stand under the data's column names, as in training, or under the task's own (`{"text": ...}`); where the input is one
         text, a row may be that text. Reads as many rows at a time as one batch holds. A result begins with the `id` of a row that has
         one; keep_columns: with all columns of the row. skip_errors: a row that the task cannot use gives `{"prediction": None, "error":
-        why}` in its place. numbers: what messages call the rows (default: from 1 on).
+        which row, and why}` in its place. numbers: what messages call the rows (default: from 1 on).
         Raises DataError for a row that the task cannot use, RecipeError for texts where a row needs more than one.
         """
         size = min(batch_size or int(self.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
         given = zip(count(1) if numbers is None else numbers, [rows] if isinstance(rows, str) else rows, strict=False)
         pending = ((number, self._row(row, number)) for number, row in given)
         while numbered := list(islice(pending, size)):
-            errors = self._errors(numbered) if skip_errors else {}
-            usable = [(number, row) for number, row in numbered if number not in errors]
-            with nullcontext() if skip_errors else _naming_way_on():
-                encoded = self._encoded(usable) if usable else None
-            found = self._results(usable, encoded, size, keep_columns=keep_columns) if encoded else iter(())
-            for number, row in numbered:
-                failed = {"prediction": None, "error": errors.get(number)}
-                yield {**carried_columns(row, failed, everything=keep_columns), **failed} if number in errors else next(found)
+            for part, encoded in self._parts(numbered, skip_errors=skip_errors):
+                if isinstance(encoded, str):
+                    failed = {"prediction": None, "error": encoded}
+                    yield {**carried_columns(part[0][1], failed, everything=keep_columns), **failed}
+                else:
+                    yield from self._results(part, encoded, size, keep_columns=keep_columns)
 
-    def _errors(self, numbered: Numbered) -> dict[int, str]:
-        """What is wrong with rows that the task cannot use, by number; each is tried alone only if all together fail."""
+    def _parts(self, numbered: Numbered, *, skip_errors: bool) -> Iterator[tuple[Numbered, tuple[Table, FeatureStore] | str]]:
+        """The rows in their order: all that can be encoded together, with their features; one that the task cannot use, with the reason.
+
+        Rows are halved for as long as they fail together, so that few are encoded more than once, and that rows which are good, but do
+        not fit into one table, answer all the same. Without skip_errors it raises DataError for all of them.
+        """
         try:
-            self._encoded(numbered)
-            return {}
-        except DataError:
-            pass
-        found = {}
-        for number, row in numbered:
-            try:
-                self._encoded([(number, row)])
-            except DataError as error:
-                found[number] = error.problems[0].message
-        return found
+            encoded = self._encoded(numbered)
+        except DataError as error:
+            if not skip_errors:
+                raise _naming_way_on(error) from error
+            if len(numbered) == 1:
+                yield numbered, str(replace(error.problems[0], hint=""))
+                return
+            middle = len(numbered) // 2
+            yield from self._parts(numbered[:middle], skip_errors=True)
+            yield from self._parts(numbered[middle:], skip_errors=True)
+            return
+        yield numbered, encoded
 
     def _results(
         self, numbered: Numbered, encoded: tuple[Table, FeatureStore], size: int, *, keep_columns: bool
@@ -233,15 +239,11 @@ class Predictor:
         return tables[name]
 
 
-@contextmanager
-def _naming_way_on() -> Iterator[None]:
-    """Adds to what is wrong with rows how the others can be predicted all the same."""
-    try:
-        yield
-    except DataError as error:
-        *others, last = error.problems
-        hint = f"{last.hint}{'. ' if last.hint else ''}Rows that can be used are predicted with --skip-errors"
-        raise DataError([*others, replace(last, hint=hint)]) from error
+def _naming_way_on(error: DataError) -> DataError:
+    """What is wrong with rows, with how the others can be predicted all the same."""
+    *others, last = error.problems
+    hint = f"{last.hint}{'. ' if last.hint else ''}Rows that can be used are predicted with --skip-errors"
+    return DataError([*others, replace(last, hint=hint)])
 
 
 def load_predictor(run: Path, overrides: Sequence[str] = (), *, allow_code: bool = False) -> Predictor:

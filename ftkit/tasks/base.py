@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ftkit.recipe.schema import Strict
@@ -161,6 +162,9 @@ class Task(ABC):
 
     allow_code: bool = False
     """Whether code that the options name (a metric script) may run; set by the caller from --trust-remote-code."""
+
+    counted_on: Mapping[str, str] = MappingProxyType({})
+    """Metrics that the recipe goes by, and the key that names each (`expect.f1`): `score` always gives them. Set by the plan."""
 
     left_out: str = ""
     """Why `encode` gives no feature for some training rows, as a phrase: `no token of the answer is within max_length`."""

@@ -20,10 +20,10 @@ from ftkit.metrics.interchange import ExternalMetric
 from ftkit.metrics.intervals import headline_intervals
 from ftkit.recipe.schema import Auto, Strict
 from ftkit.tasks.base import Batch, Calibration, Column, Features, Head, Prediction, Row, RowError, Rows, Task
+from ftkit.tasks.parts import question_columns as asked
 from ftkit.tasks.parts.lengths import beyond_positions, longest_input
 from ftkit.tasks.parts.metric_choice import MetricChoice
 from ftkit.tasks.parts.profiles import CERTAIN, Profile, Recognized, by_names
-from ftkit.tasks.parts.question_columns import ANSWER_METRICS, NO_ANSWER_METRICS, QUESTION_COLUMNS, USUAL_METRICS, telling
 from ftkit.tasks.parts.spans import (
     Passage,
     best_text,
@@ -119,13 +119,13 @@ class QuestionAnswering(Task):
         self._metrics = MetricChoice(compared.METRICS, chosen)
 
     def _usual_metrics(self) -> list[str]:
-        return ANSWER_METRICS if self.options.no_answer is False else USUAL_METRICS
+        return asked.ANSWER_METRICS if self.options.no_answer is False else asked.USUAL_METRICS
 
     # --- what it needs -------------------------------------------------------------------------------------------
 
     def columns(self) -> Mapping[str, Column]:
         """Question, context, answers, and where they begin if `answers` does not say."""
-        return QUESTION_COLUMNS
+        return asked.QUESTION_COLUMNS
 
     def check_options(self) -> str:
         """Options that contradict each other, and unknown metrics."""
@@ -136,7 +136,9 @@ class QuestionAnswering(Task):
             if options.no_answer_threshold != "auto":
                 found.append("no_answer_threshold: under `no_answer: false` every question gets an answer")
             chosen = [] if options.metrics == "auto" else options.metrics
-            found += [f"metrics: {name} needs questions without an answer" for name in chosen if name == NO_ANSWER_METRICS[-1]]
+            found += [
+                f"metrics: {name} needs questions without an answer" for name in chosen if name == asked.NO_ANSWER_METRICS[-1]
+            ]
         return "; ".join([*found, *self._metrics.problems()])
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
@@ -171,7 +173,7 @@ class QuestionAnswering(Task):
     def learn(self, rows: Iterable[Row]) -> None:
         """Freezes whether questions may have no answer; loads metric scripts, so that a broken one costs no training.
 
-        Raises DataError if no training row has an answer.
+        Raises DataError if no training row has an answer, or if the recipe counts on a metric of the rows without one, and none is.
         """
         self._metrics.load(self.allow_code)
         answered = [bool(read_answers(row)) for row in rows]
@@ -179,6 +181,7 @@ class QuestionAnswering(Task):
             hint = "Is `answers` mapped to the right column under data.columns?"
             raise DataError(Problem(message="no training row has an answer", key="answers", hint=hint))
         self._no_answer = not all(answered) if self.options.no_answer == "auto" else self.options.no_answer
+        asked.check_counted_on(self.counted_on, no_answer=self._no_answer)
 
     def check_learned(self, row: Row) -> None:
         """Raises RowError for a question without an answer where every training row has one."""
@@ -347,7 +350,7 @@ class QuestionAnswering(Task):
 
     def _telling(self) -> list[str]:
         """The chosen metrics; without the usual ones that say the same as others where every question has an answer."""
-        return telling([spec.name for spec in self.metrics()], no_answer=self._no_answer)
+        return asked.telling([spec.name for spec in self.metrics()], no_answer=self._no_answer, counted_on=self.counted_on)
 
     def intervals(self, predictions: Sequence[Prediction], rows: Rows) -> dict[str, tuple[float, float]]:
         """Of the headline metrics over questions, where every prediction is a finite number."""

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ftkit import load
 from tests.cli.conftest import Run, strict_json
 
 
@@ -86,6 +88,39 @@ def test_rows_that_cannot_be_used_may_be_skipped(ftkit: Run, trained: Path, fold
         assert [result["id"] for result in results] == [1, 2, 3, 4]
         assert ["label" in result for result in results] == [True, False, True, False]
         assert all(result["prediction"] is None and result["error"] for result in (results[1], results[3]))
+
+
+def test_rows_of_other_kinds_are_skipped_alone(ftkit: Run, trained: Path, folder: Path) -> None:
+    """A column of a file has one kind of values; one row of another kind took the whole column away."""
+    values = ["w1 w2", 7, "w3", ["w4"], None, "w5", "\ud800", 10**30, {"a": 1}, "w6"]
+    lines = [json.dumps({"id": number, "text": value}) + "\n" for number, value in enumerate(values, start=1)]
+    Path("mixed.jsonl").write_text("".join(lines), encoding="utf-8")
+    good = {1, 3, 6, 10}
+    for size in (1, 4, 32):
+        found = ftkit("predict", trained, "--input", "mixed.jsonl", "--skip-errors", "--batch-size", size, "--json").document()
+        results = found["predictions"]
+        assert [result["id"] for result in results] == list(range(1, 11))
+        assert {result["id"] for result in results if "label" in result} == good
+        assert all(result["error"].startswith(f"input, row {result['id']}: text: ") for result in results if "error" in result)
+    ended = ftkit("predict", trained, "--input", "mixed.jsonl")
+    assert ended.code == 2
+    assert "input, row 2: text: 7 is a whole number" in ended.err
+
+
+def test_good_rows_are_encoded_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    predictor = load(trained)
+    plain = type(predictor.task).encode
+
+    def noting(self: Any, rows: Any, processor: Any, *, training: bool = False) -> Any:
+        encoded.extend(row["text"] for row in rows)
+        return plain(self, rows, processor, training=training)
+
+    monkeypatch.setattr(type(predictor.task), "encode", noting)
+    texts = ["w1", "w2", "w3", " ", "w4", "w5"]
+    found = list(predictor.predict([{"text": text} for text in texts], batch_size=6, skip_errors=True))
+    assert ["error" in result for result in found] == [text == " " for text in texts]
+    assert sorted(encoded) == ["w1", "w2", "w3", "w4", "w5"]
 
 
 def test_a_bad_row_leaves_no_half_file(ftkit: Run, trained: Path, folder: Path) -> None:

@@ -97,6 +97,22 @@ def test_folder_without_class_folders(folder: Path) -> None:
     assert "is a folder, but `format: csv` reads files" in failure("docs", format="csv")
 
 
+def test_a_folder_of_splits_is_none_of_classes(folder: Path) -> None:
+    for name in ("s/train/a/1.txt", "s/train/b/2.txt", "s/val/a/3.txt", "one/train/a/1.txt", "two/train/a.txt", "two/test/a.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("w", encoding="utf-8")
+    refused = failure("s")
+    assert "s: its folders are splits, not classes: train, val" in refused
+    assert "Name each under `data`: train: s/train, validation: s/val" in refused
+    assert "not classes: train" in failure("one")
+    assert "not classes: test, train" in failure("two")
+    assert len(read("s/train")) == 2
+    (folder / "files").mkdir()
+    for name in ("a.parquet", "train.parquet", "README.md"):
+        (folder / "files" / name).write_bytes(b"")
+    assert "Give a file, as `files/train.parquet`" in failure("files")
+
+
 def test_saved_datasets(folder: Path) -> None:
     from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
 

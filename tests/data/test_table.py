@@ -50,7 +50,7 @@ def test_concatenation_of_different_types() -> None:
     words = table_from_rows([{"x": "a"}], "three")
     with pytest.raises(DataError, match="three: x: the column holds text here, but a whole number in one"):
         Table.concatenate([whole, words])
-    assert "x" in Table.concatenate([whole, words], defer_conflicts=True).conflicts
+    assert "x" in Table.concatenate([whole, words], conflicts="note").conflicts
 
 
 def test_projection_renames_and_combines() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ftkit
+from ftkit.files import read_json, sha256_of
 from ftkit.models.naming import unusual_backbone
 from ftkit.registry import TASKS
 from tests.tiny import save_tiny, tiny_model
@@ -33,6 +34,10 @@ def test_code_of_the_card_loads_adapter_and_merged_model(family: str, tmp_path: 
     assert "# r: question-answering with lora\n" in card
     assert "ftkit predict . --input rows.jsonl" in card
     assert f"`{base.name}` adapted to question-answering" in card
+    weights = sha256_of(base / "model.safetensors")
+    assert f"The base is the folder `{base.name}` (sha256 of model.safetensors `{weights[:16]}`;" in card
+    assert str(tmp_path) not in card
+    assert read_json(folder / "export" / "adapter" / "adapter_config.json")["base_model_name_or_path"] == str(base)
     trained = ftkit.load(folder).prepared.model
     inputs = torch.tensor([[7, 8, 9, 10, 11]])
     monkeypatch.chdir(folder)

@@ -396,6 +396,20 @@ def test_metrics_that_repeat_others_are_left_out_where_every_question_has_an_ans
     assert list(task.score(predicted(task, [SHORT], tiny_tokenizer(), 1), [SHORT], ["has_answer_f1"])) == ["has_answer_f1"]
 
 
+def test_metrics_that_the_recipe_counts_on_are_always_there() -> None:
+    """`expect` and `train.best_metric` are read off the results, which would lack them on SQuAD 1.1."""
+    usual = ["f1", "exact_match", "has_answer_f1", "has_answer_exact_match", "no_answer_accuracy"]
+    task = make(metrics=usual)
+    task.counted_on = {"has_answer_f1": "expect.has_answer_f1"}
+    task.learn([SHORT])
+    found = task.score(predicted(task, [SHORT], tiny_tokenizer(), 1), [SHORT])
+    assert found == {"f1": 1.0, "exact_match": 1.0, "has_answer_f1": 1.0}
+    task.counted_on = {"no_answer_accuracy": "expect.no_answer_accuracy"}
+    with pytest.raises(DataError, match=r"expect\.no_answer_accuracy: no_answer_accuracy is over questions without an answer"):
+        task.learn([SHORT])
+    task.learn([SHORT, *NONE])
+
+
 def test_a_context_without_tokens_gets_no_answer() -> None:
     row = {"question": "w1", "context": "\u200b"}
     task, tokenizer = make([SHORT]), tiny_tokenizer()

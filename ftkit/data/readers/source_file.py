@@ -28,7 +28,7 @@ class SourceFile:
     """What a reader needs to know.
 
     label: how messages name the file. columns: names worth reading, None for all. split: part of a data set with named splits.
-    meter: is told how far reading is.
+    meter: is told how far reading is. mixed: see `read_source`.
     """
 
     path: Path
@@ -39,11 +39,12 @@ class SourceFile:
     delimiter: str | None = None
     split: str = "train"
     meter: Meter | None = None
+    mixed: bool = False
 
     def builder(self, unit: str) -> TableBuilder:
         """A table builder whose places are lines or rows of this file."""
         origin = Origin(label=self.label, unit="line" if unit == "line" else "row", weight=self.weight)
-        return TableBuilder(origin, self.columns, self.meter)
+        return TableBuilder(origin, self.columns, self.meter, mixed=self.mixed)
 
 
 def open_bytes(file: SourceFile) -> BinaryIO:

@@ -15,6 +15,15 @@ from ftkit.errors import DataError, Problem
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
+ROWS_SUFFIXES = {".arrow", ".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt"}
+
+SPLIT_OF_FOLDER = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
+}
+"""Folders that hold a split, by their usual names. They are no classes."""
+
 
 def read(file: SourceFile) -> Table:
     """A row for each line that is not blank, without its line end."""
@@ -49,7 +58,9 @@ def read_folder(file: SourceFile) -> Table:
     Image files give a column `image`: {"bytes": the file, "path": its path below the folder}. A folder of nothing but image files
     gives this column alone.
     """
-    names = [name for folder in _class_folders(file.path) for name in _files_below(file.path, folder)]
+    folders = _class_folders(file.path)
+    names = [name for folder in folders for name in _files_below(file.path, folder)]
+    _refuse_splits(file.label, folders, names)
     if not names and (loose := _loose_images(file.path)):
         return _read_files(file, TableBuilder(_folder_origin(file, loose), file.columns, file.meter), loose, "image", labeled=False)
     if not names:
@@ -57,7 +68,7 @@ def read_folder(file: SourceFile) -> Table:
             Problem(
                 message=f"a folder without class folders ({_contents(file.path)})",
                 place=file.label,
-                hint="Give a file or a glob such as `folder/*.jsonl`, or one folder of text files for each class.",
+                hint=f"Give {_example(file)}, or one folder of text or image files for each class.",
             )
         )
     images = {name for name in names if is_image(name)}
@@ -68,6 +79,31 @@ def read_folder(file: SourceFile) -> Table:
     return _read_files(
         file, TableBuilder(_folder_origin(file, names), file.columns, file.meter), names, "image" if images else "text"
     )
+
+
+def _refuse_splits(label: str, folders: Sequence[str], names: Sequence[str]) -> None:
+    """Raises DataError for a folder of splits, whose names would be taken for those of classes."""
+    splits = {SPLIT_OF_FOLDER.get(folder.lower(), ""): folder for folder in folders}
+    if not names or "" in splits or not (len(folders) > 1 or all(name.count(os.sep) > 1 for name in names)):
+        return
+    keys = ", ".join(
+        f"{split}: {os.path.join(label, splits[split])}" for split in dict.fromkeys(SPLIT_OF_FOLDER.values()) if split in splits
+    )
+    message = f"its folders are splits, not classes: {', '.join(folders)}"
+    raise DataError(
+        Problem(message=message, place=label, hint=f"Name each under `data`: {keys} (ftkit init: --data, --validation, --test)")
+    )
+
+
+def _example(file: SourceFile) -> str:
+    """What to give in place of a folder that is none of classes: a file of it, where one looks like rows."""
+    found = sorted(name for name in os.listdir(file.path) if os.path.splitext(name)[1].lower() in ROWS_SUFFIXES)
+    shown = (
+        next((name for name in found if SPLIT_OF_FOLDER.get(os.path.splitext(name)[0].lower()) == "train"), *found[:1])
+        if found
+        else ""
+    )
+    return f"a file, as `{os.path.join(file.label, shown)}`" if shown else "a file or a glob such as `folder/*.jsonl`"
 
 
 def read_image(file: SourceFile) -> Table:
