@@ -87,7 +87,7 @@ class Predictor:
         if any(column.file for column in self.task.columns().values()):
             # Here and not in `predict`, because paths start from the data file.
             found = find_columns(table, self.task, self.plan.recipe.data.columns, need_targets=False)
-            table = load_files(table, found, self.task, lenient=skip_errors)
+            return map(_with_paths, load_files(table, found, self.task, lenient=skip_errors))
         return iter(table)
 
     def predict(
@@ -242,7 +242,8 @@ class Predictor:
 def _naming_way_on(error: DataError) -> DataError:
     """What is wrong with rows, with how the others can be predicted all the same."""
     *others, last = error.problems
-    hint = f"{last.hint}{'. ' if last.hint else ''}Rows that can be used are predicted with --skip-errors"
+    before = f"{last.hint.rstrip('.')}. " if last.hint else ""
+    hint = f"{before}Rows that can be used are predicted with --skip-errors"
     return DataError([*others, replace(last, hint=hint)])
 
 
@@ -310,6 +311,16 @@ def _refuse_other_options(task: str, allowed: Sequence[str], overrides: Sequence
         )
         message = "a finished run was trained with what this would change"
         raise RecipeError([Problem(message=message, place=f"command line: {text}", hint=hint) for text in wrong])
+
+
+def _with_paths(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row with the bare path of each file that could not be read, for which `predict` says why."""
+    unread = {
+        name: value["path"]
+        for name, value in row.items()
+        if isinstance(value, dict) and value.get("bytes", "") is None and "path" in value
+    }
+    return {**row, **unread} if unread else row
 
 
 def _lines(stream: TextIO) -> Iterator[str]:

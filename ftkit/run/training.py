@@ -16,7 +16,7 @@ from torch import Tensor
 from ftkit.data.features import FeatureStore
 from ftkit.data.splits import Splits
 from ftkit.errors import DivergedError, InterruptedRunError, RunFolderError
-from ftkit.run.folder import METRICS, MetricsLog, RunFolder
+from ftkit.run.folder import METRICS, MetricsLog, RunFolder, readable
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
 from ftkit.run.wiring import Prepared, TrainingBatches, load_weights, weights_of
@@ -157,16 +157,18 @@ class TrainingSession:
             self._prepare_method()
             return False
         state = found[-1].state()
+        with readable(found[-1].path / "state.json"):
+            self.trainer.position = Position(**_numbers(state["position"]))
+            self.stopping.restore(_numbers(state["stopping"]))
+            self.totals, self.epochs = Totals(**_numbers(state["totals"])), float(state["epochs"])
+            written, others = int(state["metrics_bytes"]), dict(state["optimizer"])
+            if self.accelerator.scaler is not None and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
         self._load(found[-1])
-        load_optimizer_state(self._inner_optimizer(), found[-1].tensors("optimizer"), state["optimizer"])
-        if self.accelerator.scaler is not None and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.trainer.position = Position(**state["position"])
-        self.stopping.restore(state["stopping"])
-        self.totals, self.epochs = Totals(**state["totals"]), state["epochs"]
+        load_optimizer_state(self._inner_optimizer(), found[-1].tensors("optimizer"), others)
         if self.stopping.best_step is not None:
             self._best_checkpoint(self.stopping.best_step)
-        log.rewind(state["metrics_bytes"])
+        log.rewind(written)
         self.observer.note(f"continuing after step {found[-1].step:,} of {self.trainer.total_steps:,}")
         return bool(state["stopped_early"])
 
@@ -333,3 +335,10 @@ def _interrupted(signal_received: Any, step: int, total: int) -> InterruptedRunE
         f"{signal_received.name} received: stopped after step {step:,} of {total:,}; a checkpoint is written. Continue with --resume",
         exit_code=128 + int(signal_received),
     )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a part of state.json. Raises TypeError for one that is neither a number nor null."""
+    if wrong := [name for name, value in values.items() if value is not None and type(value) not in (int, float)]:
+        raise TypeError(f"{', '.join(wrong)} should be numbers")
+    return dict(values)

@@ -105,6 +105,7 @@ def test_rows_of_other_kinds_are_skipped_alone(ftkit: Run, trained: Path, folder
     ended = ftkit("predict", trained, "--input", "mixed.jsonl")
     assert ended.code == 2
     assert "input, row 2: text: 7 is a whole number" in ended.err
+    assert "the same type. Rows that can be used are predicted with --skip-errors" in ended.err
 
 
 def test_good_rows_are_encoded_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

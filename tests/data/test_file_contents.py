@@ -105,6 +105,14 @@ def test_only_drawn_rows_are_read(folder: Path) -> None:
     assert [row["image"]["bytes"] for row in chosen] == [b"picture 2", b"picture 1"]
 
 
+def test_lenient_reading_keeps_the_paths_of_files_that_are_missing(folder: Path) -> None:
+    whole = read_source(SourceSpec(path=write(folder, ["pictures/1.png", "gone.png", None])), base=Path.cwd())
+    found = [row["image"] for row in load_contents(whole, "image", lenient=True)]
+    assert found == [{"bytes": b"picture 1", "path": "pictures/1.png"}, {"bytes": None, "path": "gone.png"}, None]
+    with pytest.raises(DataError, match=r"there is no file 'gone\.png'"):
+        load_contents(whole, "image")
+
+
 def test_several_files_each_start_from_their_own_folder(folder: Path) -> None:
     for name in ("x", "y"):
         (folder / name).mkdir()

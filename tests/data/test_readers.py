@@ -58,6 +58,17 @@ def test_only_wanted_columns_are_read(folder: Path, name: str) -> None:
     assert table.source_columns == ["text", "label"]
 
 
+def test_columns_of_several_kinds_are_kept_on_request(folder: Path) -> None:
+    values = ["one", 2, None, 2.5, True, ["x"], {"a": "\ud800"}, 10**30, "\ud800"]
+    write_jsonl(folder / "x.jsonl", [{"text": value, "id": number} for number, value in enumerate(values)])
+    write_jsonl(folder / "y.jsonl", [{"text": 7, "id": "seven"}])
+    assert "text" in read("x.jsonl").conflicts
+    table = read_source(SourceSpec(path="*.jsonl"), base=folder, mixed=True)
+    assert [row["text"] for row in table] == [*values, 7]
+    assert [row["id"] for row in table] == [*range(len(values)), "seven"]
+    assert not table.conflicts
+
+
 def test_text_lines(folder: Path) -> None:
     (folder / "x.txt").write_bytes(b"one\r\n\n   \ntwo  \nthree")
     table = read("x.txt")

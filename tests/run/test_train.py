@@ -277,6 +277,30 @@ def test_r2_resume_of_something_else_is_refused(recipe_file: RecipeFile, tmp_pat
         ftkit.train(ftkit.load_recipe(path, [override]), output=tmp_path / "run", resume=True)
 
 
+def test_r3_a_checkpoint_whose_state_was_changed_is_refused(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    """Its manifest fits, as that of a checkpoint that somebody else made may."""
+    recipe, folder = ftkit.load_recipe(recipe_file(export="[]")), tmp_path / "run"
+    ftkit.train(recipe, output=folder)
+    checkpoint = sorted(folder.glob("checkpoints/step-*"))[-1]
+    manifest, state = (json.loads((checkpoint / name).read_text()) for name in ("manifest.json", "state.json"))
+    results = json.loads((folder / "results.json").read_text())
+    for changed in (
+        {"position": {**state["position"], "step": "3"}},
+        {"position": {"steps": 3}},
+        {"stopping": {**state["stopping"], "best_score": "high"}},
+        {"totals": 7},
+        {"metrics_bytes": "many"},
+        {"optimizer": 3},
+    ):
+        (folder / "results.json").write_text(json.dumps({**results, "status": "interrupted"}))
+        (checkpoint / "state.json").write_text(json.dumps({**state, **changed}))
+        facts = {"bytes": (checkpoint / "state.json").stat().st_size, "sha256": sha256_of(checkpoint / "state.json")}
+        files = {**manifest["files"], "state.json": facts}
+        (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
+        with pytest.raises(RunFolderError, match=r"state\.json: cannot be read \(not what ftkit wrote"):
+            ftkit.train(recipe, output=folder, resume=True)
+
+
 def test_resume_in_a_project_that_was_moved(recipe_file: RecipeFile, tmp_path: Path, tiny_folder: Path) -> None:
     project, other = tmp_path / "project", tmp_path / "elsewhere"
     path = recipe_file(train=TRAIN_FOR_RESUME, model="model")
