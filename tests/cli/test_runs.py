@@ -108,6 +108,33 @@ def test_rows_of_other_kinds_are_skipped_alone(ftkit: Run, trained: Path, folder
     assert "the same type. Rows that can be used are predicted with --skip-errors" in ended.err
 
 
+def test_images_that_are_missing_or_damaged_are_skipped_alone(ftkit: Run, folder: Path) -> None:
+    from PIL import Image
+    from transformers import ViTConfig, ViTImageProcessorPil
+
+    blocks = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTConfig(**blocks, image_size=16, patch_size=8).save_pretrained("vit")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained("vit")
+    (folder / "data").mkdir()
+    rows = [{"image": f"{number}.png", "label": "ab"[number % 2]} for number in range(8)]
+    for number, row in enumerate(rows):
+        Image.new("RGB", (16, 16), (20 * number, 0, 90)).save(folder / "data" / row["image"])
+    Path("data/rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path("r.yaml").write_text(
+        "model: {name: vit, weights: random}\ntask: image-classification\ndata: {train: data/rows.jsonl}\nmethod: full\n"
+        "train: {max_steps: 1, batch_size: 4}\n",
+        encoding="utf-8",
+    )
+    assert ftkit("train", "r.yaml", "--output", "run", "--quiet").code == 0
+    (folder / "data" / "1.png").unlink()
+    (folder / "data" / "3.png").write_bytes(b"\x89PNG is cut short")
+    assert "there is no file '1.png'" in ftkit("predict", "run", "--input", "data/rows.jsonl").err
+    results = ftkit("predict", "run", "--input", "data/rows.jsonl", "--skip-errors", "--json").document()["predictions"]
+    assert ["error" in result for result in results] == [number in (1, 3) for number in range(8)]
+    assert results[1]["error"] == "input, row 2: image: there is no file '1.png'"
+    assert results[3]["error"].startswith("input, row 4: image: ")
+
+
 def test_good_rows_are_encoded_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[str] = []
     predictor = load(trained)
