@@ -156,14 +156,11 @@ def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head, backbon
     known = {key: head.config[key] for key in ("num_labels", "id2label", "label2id") if key in head.config}
     arguments = "".join(f", {key}={value!r}" for key, value in known.items())
     name, adapter = plan.recipe.model.name, results["exports"]["adapter"]["path"]
-    # transformers knows folders and hub ids, not `package:`.
-    package, _, inner = name.removeprefix(PACKAGE_PREFIX).partition("/")
-    packaged, local = name.startswith(PACKAGE_PREFIX), Path(name).is_absolute()
-    base = f'str(files("{package}") / "{inner}")' if packaged else "base_model" if local else f'"{name}"'
-    imports = ["from importlib.resources import files", ""] if packaged else []
+    imports, base = base_code(name)
+    local = Path(name).is_absolute()
     own = not METHODS.get(plan.recipe.method.name).known_to_peft
     return [
-        "The adapter needs the base model and PEFT:", "", "```python", *imports,
+        "The adapter needs the base model and PEFT:", "", "```python", *([imports, ""] if imports else []),
         *(["import ftkit.tuners  # registers the tuners that PEFT lacks"] if own else []),
         f"from peft import {'PeftConfig, ' if local else ''}PeftModel",
         f"from transformers import {'AutoModel, ' if backbone else ''}{head.auto_class}", "",
@@ -174,6 +171,23 @@ def _loading_adapter(plan: Plan, results: Mapping[str, Any], head: Head, backbon
         f'model = PeftModel.from_pretrained(base, "{adapter}")', "```", "",
         *(_finding_base(name, adapter, lock["model_files"]) if local else []),
     ]  # fmt: skip
+
+
+def base_code(name: str) -> tuple[str, str]:
+    """An import ('' for none), and what `from_pretrained` takes for a base model; a local one stands in `base_model`.
+
+    transformers knows hub ids and folders, not `package:`, and a GGUF file only by its folder and its name.
+    """
+    *folders, file = name.split("/")
+    gguf = f', gguf_file="{file}"' if file.lower().endswith(".gguf") else ""
+    if Path(name).is_absolute():
+        return ("import os", f"os.path.dirname(base_model){gguf}") if gguf else ("", "base_model")
+    if not name.startswith(PACKAGE_PREFIX):
+        return "", f'"{name}"'
+    package, _, inner = ("/".join(folders) if gguf else name).removeprefix(PACKAGE_PREFIX).partition("/")
+    # Unlike importlib.resources it imports nothing: what a package asks for need not be installed.
+    place = f"find_spec({package!r}).submodule_search_locations[0]"
+    return "from importlib.util import find_spec", (f'f"{{{place}}}/{inner}"' if inner else place) + gguf
 
 
 def _finding_base(name: str, adapter: str, hashes: Mapping[str, str]) -> list[str]:

@@ -14,6 +14,7 @@ import ftkit
 from ftkit.files import read_json, sha256_of
 from ftkit.models.naming import unusual_backbone
 from ftkit.registry import TASKS
+from ftkit.report.model_card import base_code
 from tests.tiny import save_tiny, tiny_model
 
 ROWS = '{"question": "w5 w6", "context": "w1 w2 w3", "answers": {"text": ["w2"], "answer_start": [3]}}\n' * 4
@@ -49,6 +50,22 @@ def test_code_of_the_card_loads_adapter_and_merged_model(family: str, tmp_path: 
         with torch.no_grad():
             expected, found = trained(input_ids=inputs), names["model"].eval()(input_ids=inputs)
         torch.testing.assert_close(found.start_logits, expected.start_logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("org/name", '"org/name"'),
+        ("/home/me/base", "base_model"),
+        ("/home/me/base/m.Q4.gguf", 'os.path.dirname(base_model), gguf_file="m.Q4.gguf"'),
+        ("package:one/model", "f\"{find_spec('one').submodule_search_locations[0]}/model\""),
+        ("package:one/m.gguf", "find_spec('one').submodule_search_locations[0], gguf_file=\"m.gguf\""),
+        ("package:one/in/m.gguf", 'f"{find_spec(\'one\').submodule_search_locations[0]}/in", gguf_file="m.gguf"'),
+    ],
+)
+def test_the_base_in_the_code_of_a_card(name: str, code: str) -> None:
+    """transformers takes a GGUF file by its folder and its name."""
+    assert base_code(name)[1] == code
 
 
 def test_backbones_of_unusual_name() -> None:
