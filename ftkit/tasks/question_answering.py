@@ -171,10 +171,8 @@ class QuestionAnswering(Task):
     # --- what it learns from the training rows -------------------------------------------------------------------
 
     def learn(self, rows: Iterable[Row]) -> None:
-        """Freezes whether questions may have no answer; loads metric scripts, so that a broken one costs no training.
-
-        Raises DataError if no training row has an answer, or if the recipe counts on a metric of the rows without one, and none is.
-        """
+        """Freezes whether questions may have no answer; loads metric scripts, so that a broken one costs no training. Raises DataError if
+        no training row has an answer, or if none lacks one and the recipe counts on a metric of such rows."""
         self._metrics.load(self.allow_code)
         answered = [bool(read_answers(row)) for row in rows]
         if not any(answered):
