@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import ftkit
+
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
@@ -106,6 +108,13 @@ def test_methods_trains_a_recipe_by_each_method_that_can(recipe: Path, tmp_path:
     records = [json.loads(line) for line in (tmp_path / "out" / "methods.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [record["overrides"][-2:] for record in records] == [["method=full", "export=[]"], ["method=bitfit", "export=[adapter]"]]
     assert "--methods full adapter-fusion bitfit" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "recipes" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_the_method_tables_leave_all_settings_to_the_methods(path: Path) -> None:
+    body = ftkit.load_recipe(path, ["method=lora"])
+    assert body.train.learning_rate == body.train.epochs == "auto"
+    assert body.data.validation or body.data.split
 
 
 def test_a_recipe_without_equal_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
