@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -54,26 +54,27 @@ def wrap(
     declares: Callable[[str, ModelLayout], bool],
     *,
     constants: str = "",
+    whole: Sequence[str] = (),
     **arguments: Any,
 ) -> PeftModel:
     """The model inside a PeftModel that trains exactly what `declares` says, head included, in float32.
 
     Sets the config's task type, its `modules_to_save` (PEFT by itself knows only heads of the usual names) and the name of
     the base, which is never a path of this machine. constants: part of the names of parameters that the tuner never trains, though
-    PEFT may mark them so. arguments: passed on to `get_peft_model`.
+    PEFT may mark them so. whole: paths of modules that train as a whole beside the head. arguments: passed on to `get_peft_model`.
     Raises ModelError if another set of parameters would train, or if a newly initialized one would be left as it is.
     """
     register_tuners()
     config.task_type = task_type(model)
     if hasattr(config, "modules_to_save"):
-        config.modules_to_save = adapted_heads(layout) or None
+        config.modules_to_save = [*adapted_heads(layout), *whole] or None
     wrapped = get_peft_model(model, config, **arguments)
     for name, parameter in wrapped.named_parameters():
         if constants and constants in name:
             parameter.requires_grad_(False)
     config.base_model_name_or_path = portable_name(getattr(model, "name_or_path", ""))
     hold_in_float32(wrapped, layout)
-    _check(wrapped, config, layout, declares)
+    _check(wrapped, config, layout, declares, whole)
     return wrapped
 
 
@@ -147,13 +148,22 @@ def portable_name(name: str) -> str | None:
     return (PurePath(name).name if PurePath(name).is_absolute() else name) or None
 
 
-def _check(wrapped: nn.Module, config: PeftConfig, layout: ModelLayout, declares: Callable[[str, ModelLayout], bool]) -> None:
+def _check(
+    wrapped: nn.Module,
+    config: PeftConfig,
+    layout: ModelLayout,
+    declares: Callable[[str, ModelLayout], bool],
+    whole: Sequence[str],
+) -> None:
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     declared = {name for name, _ in wrapped.named_parameters() if declares(name, layout)}
     if trained != declared:
         raise ModelError(f"the method declares other parameters than those that train: {shortened(trained ^ declared)}")
     copies = {layout.canonical(name) for name in trained if ".modules_to_save." in name}
-    wanted = set(adapted_head_parameters(layout))
+    wanted = {
+        *adapted_head_parameters(layout),
+        *(layout.canonical(name) for name in trained if any(f".{path}.modules_to_save." in f".{name}" for path in whole)),
+    }
     if hasattr(config, "modules_to_save") and copies != wanted:
         raise ModelError(f"PEFT would not train the head of this model as a whole: {shortened(copies ^ wanted)}")
     check_fresh(layout, {layout.canonical(name) for name in trained})
