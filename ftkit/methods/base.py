@@ -191,6 +191,11 @@ class Method(ABC):
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - an optional hook
         """Called after backward and the optimizer's update, before gradients are cleared. `step` counts from 1."""
 
+    @classmethod
+    def holds_low_rank(cls, config: Mapping[str, Any]) -> bool:
+        """Whether adapters of this method with this adapter_config.json change weights by s B A alone, named as PEFT's LoRA names them."""
+        return False
+
     def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
         """Why adapters of this method and of `others`, which have the same name, do not combine in this way; '' if they do."""
         return ""

@@ -239,6 +239,10 @@ class LoRA(TargetedMethod):
         if self._initial:
             write_against_whole_weight(folder, self._initial)
 
+    @classmethod
+    def holds_low_rank(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("peft_type") == "LORA" and not config.get("use_dora")
+
     def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
         if any(method.options.dora for method in (self, *others)):
             return "adapters with `dora` do not combine: the lengths of the weight rows are no part of the update"

@@ -60,7 +60,9 @@ class MultitaskPromptTuning(PromptMethod):
     summary = (
         "A prompt that tasks share, scaled by two vectors of each; learned from several sources, or started from earlier ones."
     )
-    update_rule = "logits = model([S * (u_t v_t^T); E(x)]), t the source of x: E and the model are frozen, S (k x width), u_t and v_t are trained"
+    update_rule = (
+        "logits = model([S * (u_t v_t^T); E(x)]), t: source of x; E and the model are frozen, S (k x width), u_t, v_t are trained"
+    )
     paper = Paper(
         title="Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
         authors="Wang, Panda, Karlinsky, Feris, Sun, Kim",

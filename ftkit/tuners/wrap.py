@@ -160,9 +160,10 @@ def _check(
     if trained != declared:
         raise ModelError(f"the method declares other parameters than those that train: {shortened(trained ^ declared)}")
     copies = {layout.canonical(name) for name in trained if ".modules_to_save." in name}
+    inside = tuple(f"{path}." for path in whole)
     wanted = {
         *adapted_head_parameters(layout),
-        *(layout.canonical(name) for name in trained if any(f".{path}.modules_to_save." in f".{name}" for path in whole)),
+        *(name for name in map(layout.canonical, dict(wrapped.named_parameters())) if name.startswith(inside)),
     }
     if hasattr(config, "modules_to_save") and copies != wanted:
         raise ModelError(f"PEFT would not train the head of this model as a whole: {shortened(copies ^ wanted)}")
