@@ -37,7 +37,9 @@ def place_rest(tuned: Predictor, rest: Mapping[str, Tensor], updates: Mapping[st
 
     model: Any = tuned.bare_model
     plain = next((path for path in updates if getattr(model.get_submodule(path), "bias", None) is None), None)
-    owners, left_out, biases = dict[str, None](), dict[str, str](), dict[str, Tensor]()
+    owners: dict[str, None] = {}
+    left_out: dict[str, str] = {}
+    biases: dict[str, Tensor] = {}
     for name, change in rest.items():
         owner = name.rpartition(".")[0]
         if owner in updates:

@@ -234,8 +234,10 @@ class LoRA(TargetedMethod):
 
     def save_adapter(self, model: Any, folder: Path) -> None:
         from ftkit.tuners.lora_starts import write_against_whole_weight
+        from ftkit.tuners.wrap import lora_biases_allowed
 
-        super().save_adapter(model, folder)
+        with lora_biases_allowed():
+            super().save_adapter(model, folder)
         if self._initial:
             write_against_whole_weight(folder, self._initial)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from peft import (
 )
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ftkit.errors import ModelError, Problem
 from ftkit.models.trainable import SHOWN_PROBLEMS, check_fresh, hold_in_float32, shortened
@@ -96,7 +97,7 @@ def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftMod
         wrapped = get_peft_model(model, config)
     config.base_model_name_or_path, config.inference_mode = base_name, True
     saved = load_file(file)
-    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = adapter_state(wrapped)
     problems = [f"{name} is missing" for name in sorted(expected.keys() - saved.keys())]
     problems += [f"{name} belongs to nothing in this model" for name in sorted(saved.keys() - expected.keys())]
     if problems:
@@ -105,6 +106,21 @@ def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftMod
     hold_in_float32(wrapped, layout)
     set_peft_model_state_dict(wrapped, saved)
     return wrapped.requires_grad_(False).eval()
+
+
+def adapter_state(wrapped: PeftModel) -> dict[str, Tensor]:
+    """The tensors of the active adapter by the names in its file."""
+    with lora_biases_allowed():
+        found: dict[str, Tensor] = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return found
+
+
+@contextmanager
+def lora_biases_allowed() -> Iterator[None]:
+    """While this lasts, PEFT 0.21 does not take the biases of `lora_bias` for parts of matrices that DeepSpeed has divided."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape: \S*\.lora_B\.bias:")
+        yield
 
 
 def merge(wrapped: PeftModel) -> nn.Module:
