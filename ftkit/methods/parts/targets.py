@@ -194,8 +194,10 @@ class TargetedMethod(AdapterMethod):
 
         counts = [self.layer_count(*shape) for shape in layer_shapes(layout, self.paths(layout))]
         known = [count for count in counts if count is not None]
-        modules = [layout.model.get_submodule(path) for path in self.whole_modules(layout)]
-        beside = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        inside = tuple(f"{path}." for path in self.whole_modules(layout))
+        # Where it is wrapped already, the model has each of them twice.
+        sizes = {layout.canonical(name): parameter.numel() for name, parameter in layout.model.named_parameters()}
+        beside = sum(size for name, size in sizes.items() if inside and name.startswith(inside))
         return head_parameter_count(layout) + beside + sum(known) if len(known) == len(counts) else None
 
 
