@@ -223,19 +223,23 @@ def extract_lora(
     output: str | Path,
     *,
     base: str | None = None,
+    keep_rest: bool = False,
     evaluate: Sequence[str] | None = None,
     allow_code: bool = False,
     observer: Observer | None = None,
 ) -> dict[str, Any]:
     """Makes a LoRA run out of one that tuned the model itself; returns its results, `derived` with the errors by layer.
 
-    base: the model to take the updates against (default: that of the run's recipe). evaluate: as for `merge_adapters`.
+    base: the model to take the updates against (default: that of the run's recipe). keep_rest: the adapter also holds what is no linear
+    layer's weight (embeddings, norms, biases), whole. evaluate: as for `merge_adapters`.
     """
     quiet_libraries()
     from ftkit.adapters.extracting import ExtractRequest
     from ftkit.adapters.extracting import extract_lora as extract
 
-    request = ExtractRequest(run=Path(run), rank=rank, output=Path(output), base=base, evaluate=evaluate, allow_code=allow_code)
+    request = ExtractRequest(
+        run=Path(run), rank=rank, output=Path(output), base=base, evaluate=evaluate, allow_code=allow_code, keep_rest=keep_rest
+    )
     return extract(request, observer or Observer())
 
 

@@ -3,8 +3,10 @@
 For each linear layer of the blocks, with the update U = W_tuned - W_base (out x in) and its singular values s_1 >= s_2 >= ...:
     U ~ B A,   B = [sqrt(s_i) u_i],   A = [sqrt(s_i) v_i^T],   i <= r
 the best approximation of rank r (Eckart & Young 1936): |U - B A|^2 = sum_{i > r} s_i^2 in the Frobenius norm.
-The head is kept as it is. What else training changed (embeddings, norms, biases) has no place in a LoRA and is left out: it is listed, with
-its share of the squared norm of the whole change.
+The head is kept as it is. What else training changed (embeddings, norms, biases) has no place in B A and is left out: it is listed, with
+its share of the squared norm of the whole change. With `keep_rest` the adapter holds it beside B A, exactly: changes of the biases of
+adapted layers as biases of B (`lora_bias`), other modules whole (`modules_to_save`). What PEFT has no place for either is listed with
+the reason.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.adapters.beside_updates import WRAPPED, Rest, place_rest, rest_facts
 from ftkit.adapters.inspecting import untuned
 from ftkit.adapters.merging import filled
 from ftkit.adapters.sources import BaseCheck, Trained, read_trained_run
@@ -30,12 +33,14 @@ if TYPE_CHECKING:
     from ftkit.run.predictor import Predictor
 
 TARGET = "lora"
-WRAPPED = "base_model.model."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractRequest:
-    """What to extract. base: a model other than that of the run's recipe to take the updates against. evaluate: as for a merge."""
+    """What to extract. base: a model other than that of the run's recipe to take the updates against. evaluate: as for a merge.
+
+    keep_rest: the adapter is to hold what is no update of a linear layer, too.
+    """
 
     run: Path
     rank: int
@@ -43,11 +48,13 @@ class ExtractRequest:
     base: str | None = None
     evaluate: Sequence[str] | None = None
     allow_code: bool = False
+    keep_rest: bool = False
 
 
 def extract_lora(request: ExtractRequest, observer: Observer) -> dict[str, Any]:
     """Writes the run folder of the LoRA and returns its results; `derived` holds `layers` ({layer, rank, norm, relative_error}),
-    `relative_error` of all layers together, `left_out` ({part, parameters, norm, share}) and `before`: the metrics of the tuned model.
+    `relative_error` of all layers together, `kept` (its file's part takes `kept_bytes`) and `left_out` ({part, parameters, norm, share}, in
+    spite of `keep_rest` also `why`), `remaining_error`: that of the whole change, and `before`: the metrics of the tuned model.
 
     Raises RecipeError, ModelError or RunFolderError for what has no such form.
     """
@@ -64,12 +71,13 @@ def extract_lora(request: ExtractRequest, observer: Observer) -> dict[str, Any]:
     observer.stage("extracting")
     split = _split(tuned, spec, request)
     tensors, facts = _decomposed(split.updates, request.rank)
+    rest = place_rest(tuned, split.rest, split.updates) if request.keep_rest else Rest(left_out=dict.fromkeys(split.rest, ""))
     options_class: Any = METHODS.get(TARGET).Options
-    options = options_class(rank=request.rank, alpha=float(request.rank), targets=_targets(tuned, split.updates))
+    options = options_class(rank=request.rank, alpha=float(request.rank), targets=_targets(tuned, split.updates), **rest.options)
     plan = derived_plan(tuned.plan, Component(name=TARGET, options=options), model=spec)
-    facts |= {"left_out": _left_out(split.rest, split.updates), "rank": request.rank}
+    facts |= {**rest_facts(split.rest, split.updates, rest, facts["relative_error"]), "rank": request.rank}
     origin = Origin("extract", [found.path], facts, {str(found.path): before})
-    prepared = filled(tuned, plan, {**tensors, **_head(tuned)})
+    prepared = filled(tuned, plan, {**tensors, **rest.tensors, **_head(tuned)})
     return write_derived(tuned, prepared, origin, request.output, tables, observer)
 
 
@@ -172,27 +180,3 @@ def _decomposed(updates: Mapping[str, Tensor], rank: int) -> tuple[dict[str, Ten
 def _targets(tuned: Predictor, updates: Mapping[str, Tensor]) -> str | list[str]:
     linears = tuned.prepared.layout.linears("all")
     return "all-linear" if set(linears) == set(updates) else [path for path in linears if path in updates]
-
-
-def _left_out(rest: Mapping[str, Tensor], updates: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-    """Changes that a LoRA does not hold, by part, with their share of the squared norm of all changes."""
-    squares = {name: float(change.square().sum()) for name, change in rest.items()}
-    whole = sum(squares.values()) + sum(float(update.square().sum()) for update in updates.values())
-    parts: dict[str, list[str]] = {}
-    for name in rest:
-        parts.setdefault(_part(name, rest[name]), []).append(name)
-    return [
-        {
-            "part": part,
-            "parameters": sum(rest[name].numel() for name in names),
-            "norm": sum(squares[name] for name in names) ** 0.5,
-            "share": sum(squares[name] for name in names) / whole,
-        }
-        for part, names in parts.items()
-    ]
-
-
-def _part(name: str, change: Tensor) -> str:
-    if name.endswith("bias"):
-        return "biases"
-    return "norms" if change.dim() == 1 else "embeddings and other matrices"

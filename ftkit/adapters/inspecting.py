@@ -93,7 +93,7 @@ def _low_rank(adapter: Portable) -> Iterator[dict[str, Any]]:
         values = torch.linalg.svdvals(small)
         size = a.numel() + b.numel()
         yield _layer(layer, size, UPDATE, float(values.norm()), effective_rank=effective_rank(values), rank=int(a.shape[0]))
-    rest = {plain_name(name): tensor for name, tensor in adapter.tensors.items() if ".lora_" not in name}
+    rest = {plain_name(name): tensor for name, tensor in adapter.tensors.items() if ".lora_" not in name or name.endswith(".bias")}
     yield from _norms(rest)
 
 

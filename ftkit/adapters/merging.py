@@ -272,13 +272,14 @@ def _head(adapters: Sequence[Portable], how: Combination, index: int | None) -> 
 
 def filled(first: Predictor, plan: Any, tensors: Mapping[str, Tensor]) -> Any:
     """A model under another plan on the same data, with these weights, given by the names in an adapter's file. Raises ModelError."""
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     from ftkit.run.wiring import prepare_model
+    from ftkit.tuners.wrap import adapter_state
 
     prepared = prepare_model(plan, first.task, first.prepared.processor, seed=plan.recipe.seed, allow_code=first.task.allow_code)
     model: Any = prepared.model
-    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    expected = adapter_state(model)
     if wrong := sorted(expected.keys() ^ tensors.keys()):
         raise ModelError(f"the result does not fit the model; the first of {len(wrong)} names: {wrong[0]}")
     if wrong := [name for name in expected if expected[name].shape != tensors[name].shape]:

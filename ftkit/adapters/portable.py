@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ftkit.adapters.sources import ADAPTER, CONFIG, WEIGHTS, Trained, plain_name
 from ftkit.errors import ModelError, Problem
 from ftkit.files import read_json
+from ftkit.registry import METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ftkit.run.predictor import Predictor
-
-LORA = "LORA"
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Portable:
     @property
     def low_rank(self) -> bool:
         """Whether its updates are s B A and nothing else."""
-        return self.config.get("peft_type") == LORA and not self.config.get("use_dora")
+        return any(METHODS.get(name).holds_low_rank(self.config) for name in METHODS.names())
 
 
 def of_predictor(predictor: Predictor) -> Portable:

@@ -176,6 +176,10 @@ def extract(
             "--base", metavar="MODEL", help="Take the updates against this model (default: that of the recipe).", show_default=False
         ),
     ] = None,
+    keep_rest: Annotated[
+        bool,
+        typer.Option("--keep-rest", help="Also keep what is no linear layer's weight (embeddings, norms, biases), whole."),
+    ] = False,
     evaluate: Evaluate = None,
     as_json: AsJson = False,
     plugins: Plugins = None,
@@ -189,7 +193,9 @@ def extract(
     from ftkit import api
 
     with _progress(as_json) as display:
-        results = api.extract_lora(run, rank, output, base=base, evaluate=evaluate, allow_code=allow_code, observer=display)
+        results = api.extract_lora(
+            run, rank, output, base=base, keep_rest=keep_rest, evaluate=evaluate, allow_code=allow_code, observer=display
+        )
     _show(results, as_json)
 
 

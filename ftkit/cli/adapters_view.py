@@ -139,16 +139,19 @@ def _print_extraction(derived: Mapping[str, Any]) -> None:
     rows = [[layer["layer"], shown_number(layer["norm"]), shown_number(layer["relative_error"])] for layer in derived["layers"]]
     rows.append(["all of these", "", shown_number(derived["relative_error"])])
     print_table(["layer", "norm of change", "relative error"], rows, right=("norm of change", "relative error"))
-    if derived["left_out"]:
-        rows = [
-            [part["part"], f"{part['parameters']:,}", shown_number(part["norm"]), f"{100 * part['share']:.3g} %"]
-            for part in derived["left_out"]
-        ]
-        print_table(
-            ["left out", "parameters", "norm of change", "share of the whole"],
-            rows,
-            right=("parameters", "norm of change", "share of the whole"),
-        )
+    for title, parts in (("kept whole", derived["kept"]), ("left out", derived["left_out"])):
+        if parts:
+            rows = [
+                [part["part"], f"{part['parameters']:,}", shown_number(part["norm"]), f"{100 * part['share']:.3g} %"]
+                for part in parts
+            ]
+            columns = [title, "parameters", "norm of change", "share of the whole"]
+            print_table(columns, rows, right=columns[1:])
+    for part in derived["left_out"]:
+        if "why" in part:
+            say(f"{part['part']} left out: {part['why']}")
+    kept = {"kept whole": f"{derived['kept_bytes'] / 2**20:,.2f} MiB"} if derived["kept"] else {}
+    print_facts({**kept, "relative error of the whole change": shown_number(derived["remaining_error"])})
 
 
 def print_conversion(found: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ from ftkit.models.processor import save_processor
 from ftkit.recipe.schema import Auto
 from ftkit.registry import PLUGIN_FILES, TASKS
 from ftkit.tasks.base import Task
+from ftkit.tasks.parts.sources import with_sources
 
 MOST_WORKERS = 16
 """Of `auto`. Each takes about 100 MiB of memory, and more of them give their features faster than one process writes them down."""
@@ -79,6 +80,7 @@ class Pool:
             return None
         job: dict[str, Any] = {
             "task": task.name,
+            "source_column": task.source_column,
             "options": task.options.model_dump_json(),
             "state": json.loads(json.dumps(task.state())),
             "training": training,
@@ -250,7 +252,7 @@ class _Member:
 def _is_known(task: Task) -> bool:
     """Whether another process finds the class of a task by its name."""
     try:
-        return TASKS.get(task.name) is type(task)
+        return with_sources(TASKS.get(task.name), task.source_column) is type(task)
     except KeyError:
         return False
 

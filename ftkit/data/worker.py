@@ -26,6 +26,7 @@ from ftkit.models.processor import processor_key
 from ftkit.models.quiet import quiet_libraries
 from ftkit.registry import TASKS, load_plugin
 from ftkit.tasks.base import Task
+from ftkit.tasks.parts.sources import with_sources
 
 
 def main(arguments: Sequence[str] = ()) -> None:
@@ -61,7 +62,7 @@ def _prepared(job: dict[str, Any]) -> tuple[Task, Any]:
     quiet_libraries()
     for path in job["plugins"]:
         load_plugin(Path(path))
-    cls = TASKS.get(job["task"])
+    cls = with_sources(TASKS.get(job["task"]), job["source_column"])
     task = cls(cls.Options.model_validate_json(job["options"]))
     task.restore(job["state"])
     if task.options.model_dump_json() != job["options"] or json.loads(json.dumps(task.state())) != job["state"]:

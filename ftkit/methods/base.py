@@ -129,6 +129,17 @@ class Method(ABC):
         """How many of the model's positions the method takes for itself (a prompt): the task's texts have that many less."""
         return 0
 
+    @property
+    def source_column(self) -> str | None:
+        """The data column that says which of several sources (data sets, tasks) a row is from, where the method treats them differently.
+
+        The task then reads it, freezes the names in the training rows and hands the model `source_ids` (`ftkit.models.row_sources`).
+        """
+        return None
+
+    def take_sources(self, names: Sequence[str]) -> None:  # noqa: B027 - an optional hook
+        """Called before `apply` if there is a `source_column`: the names of the sources by their numbers."""
+
     def take_processor(self, processor: Any) -> None:  # noqa: B027 - an optional hook
         """Called before `apply` with the model's tokenizer or image processor."""
 
@@ -179,6 +190,11 @@ class Method(ABC):
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 - an optional hook
         """Called after backward and the optimizer's update, before gradients are cleared. `step` counts from 1."""
+
+    @classmethod
+    def holds_low_rank(cls, config: Mapping[str, Any]) -> bool:
+        """Whether adapters of this method with this adapter_config.json change weights by s B A alone, named as PEFT's LoRA names them."""
+        return False
 
     def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
         """Why adapters of this method and of `others`, which have the same name, do not combine in this way; '' if they do."""

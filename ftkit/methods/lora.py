@@ -4,7 +4,7 @@
     A <- A - lr * AdamW(dL/dA),   B <- B - k lr * AdamW(dL/dB),   k = 1   (LoRA+: k > 1)
 
 DoRA splits the sum into a trained length m and a direction: y = m (W + s B A) / |W + s B A| x, norms taken per output.
-Number of parameters: r (in + out) for each layer, with DoRA one more for each output.
+Number of parameters: r (in + out) for each layer, with DoRA or `lora_bias` one more for each output.
 Starts: PiSSA and OLoRA split the first A and B off W, EVA finds the first A in the data, LoftQ in what quantization left out.
 Sources: LoRA, Hu et al. 2022, https://arxiv.org/abs/2106.09685; rsLoRA, Kalajdzievski 2023, https://arxiv.org/abs/2312.03732;
 DoRA, Liu et al. 2024, https://arxiv.org/abs/2402.09353; LoRA+, Hayou et al. 2024, https://arxiv.org/abs/2402.12354;
@@ -81,6 +81,12 @@ class Options(Strict):
         description="With init: pissa, find the singular parts by this many subspace iterations instead of exactly: much faster for wide "
         "layers. 4 or 16 in the paper.",
     )
+    lora_bias: bool = Field(False, description="Train a bias beside each update; every adapted layer must have one.")
+    modules_to_save: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        None,
+        min_length=1,
+        description="Modules that are trained and saved whole beside the head, by path or its end: `word_embeddings`, `LayerNorm`.",
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Options:
@@ -88,6 +94,8 @@ class Options(Strict):
             raise ValueError(f"init: orthogonal needs an even rank, not {self.rank}")
         if self.pissa_iterations is not None and self.init != "pissa":
             raise ValueError(f"pissa_iterations belongs to init: pissa, not to init: {self.init}")
+        if self.lora_bias and (self.dora or self.init != "default"):
+            raise ValueError("lora_bias works with `init: default` and without dora only")
         if self.init == "loftq" and self.dora:
             raise ValueError(
                 "init: loftq starts from weights that it changes, dora from the lengths of those before; use one of them"
@@ -184,12 +192,21 @@ class LoRA(TargetedMethod):
             use_dora=self.options.dora,
             init_lora_weights=init,
             fan_in_fan_out=all_conv1d(layout, paths),
+            lora_bias=self.options.lora_bias,
         )
+
+    def whole_modules(self, layout: ModelLayout) -> list[str]:
+        from ftkit.tuners.whole_modules import find_whole_modules
+
+        return find_whole_modules(layout.model, self.options.modules_to_save or (), self.paths(layout))
 
     def _check_weights(self, layout: ModelLayout) -> None:
         from ftkit.errors import ModelError
 
         init, rank = self.options.init, self.options.rank
+        modules = {path: layout.model.get_submodule(path) for path in self.paths(layout)}
+        if self.options.lora_bias and (plain := [path for path, module in modules.items() if module.bias is None]):
+            raise ModelError(f"lora_bias: {plain[0]} has no bias", hint="Leave it out, or choose other targets")
         for path in self.paths(layout) if init in (*SPLIT_STARTS, "loftq") else ():
             weight = layout.model.get_submodule(path).get_parameter("weight")
             if init == "loftq":
@@ -217,14 +234,24 @@ class LoRA(TargetedMethod):
 
     def save_adapter(self, model: Any, folder: Path) -> None:
         from ftkit.tuners.lora_starts import write_against_whole_weight
+        from ftkit.tuners.wrap import lora_biases_allowed
 
-        super().save_adapter(model, folder)
+        with lora_biases_allowed():
+            super().save_adapter(model, folder)
         if self._initial:
             write_against_whole_weight(folder, self._initial)
+
+    @classmethod
+    def holds_low_rank(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("peft_type") == "LORA" and not config.get("use_dora")
 
     def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
         if any(method.options.dora for method in (self, *others)):
             return "adapters with `dora` do not combine: the lengths of the weight rows are no part of the update"
+        if any(method.options.lora_bias or method.options.modules_to_save for method in (self, *others)):
+            return (
+                "adapters with `lora_bias` or `modules_to_save` do not combine: biases and whole modules are no part of the update"
+            )
         return ""
 
     def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
@@ -247,8 +274,8 @@ class LoRA(TargetedMethod):
         return Options(rank=config.r, alpha=float(config.r), dropout=self.options.dropout, targets=targets, blocks=blocks)
 
     def layer_count(self, inward: int, outward: int) -> int:
-        """r (in + out), with DoRA one length per output."""
-        return int(self.options.rank) * (inward + outward) + (outward if self.options.dora else 0)
+        """r (in + out), with DoRA one length per output, with `lora_bias` one bias."""
+        return int(self.options.rank) * (inward + outward) + outward * (self.options.dora + self.options.lora_bias)
 
 
 def _learning_rate(facts: ModelFacts) -> Default:

@@ -1,21 +1,25 @@
-"""Multitask prompt tuning, the transfer to one task: a prompt that tasks share, scaled by two vectors of this task.
+"""Multitask prompt tuning: a prompt that tasks share, scaled by two vectors of each task.
 
-    logits = model([P; E(x)]),   P = S * (u v^T) elementwise,   S: k x width, u: k, v: width, all trained
+    logits = model([P_t; E(x)]),   P_t = S * (u_t v_t^T) elementwise,   S: k x width, u_t: k, v_t: width, all trained
 
-With `sources`, S, u and v start from what earlier tasks learned: the factors of one saved adapter, or several saved prompts taken
-apart into one S and their own u and v, whose means are the start. The paper learns S on all source tasks at once, by distilling
-prompts of each into it; a recipe has one task, so this step is a least-squares fit to finished prompts instead
-(`ftkit.tuners.prompt_transfer`). Parameters: k width + k + width, and the head.
+Source training (`source_column`): the rows are of several tasks t, and each is read behind the prompt of its own. S learns what they
+share. Parameters, for T tasks: k width + T (k + width), and the head.
+Transfer to one task: a single u and v; with `sources`, S, u and v start from what earlier tasks learned: S and the means of u_t and v_t of
+an adapter of several sources, or several saved prompts taken apart into one S and their own u and v by least squares
+(`ftkit.tuners.prompt_transfer`), whose means are the start. Parameters: k width + k + width, and the head.
+The paper also distills a teacher for each source task (section 3.1, losses on logits and hidden states); here each source's prompt learns
+from its rows alone. Which source is seen how often is decided by the rows (`weight` of a data source), not by a mixing rate.
 Source: Wang et al. 2023, https://arxiv.org/abs/2303.02861, sections 3.1 and 3.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from ftkit.errors import ModelError
 from ftkit.methods.base import Default, Paper
 from ftkit.methods.parts.prompts import Length, PromptMethod, length_default, prompt_train_defaults
 from ftkit.recipe.schema import Strict
@@ -24,11 +28,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ftkit.models.facts import ModelFacts
+    from ftkit.models.layout import ModelLayout
     from ftkit.models.stacks import InputPlace
 
 
 class Options(Strict):
-    """Length of the prompt and the tasks it comes from."""
+    """Length of the prompt, the tasks it comes from and those it is trained on."""
 
     length: Length = Field(
         "auto", description="Virtual tokens k. They take up positions of the model. auto: 100 for encoder-decoders, else 20."
@@ -37,16 +42,27 @@ class Options(Strict):
         None,
         min_length=1,
         description="Folders of adapters that earlier runs of prompt-tuning, p-tuning or this method exported, with the same base and "
-        "length. Default: embeddings of tokens drawn at random, for images random numbers.",
+        "length; those trained with `source_column` count with all of their sources. Default: embeddings of tokens drawn at random, for "
+        "images random numbers.",
+    )
+    source_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of the data that names the source (data set, task) of each row. Each source that the training rows name gets a "
+        "prompt of its own out of the shared one; rows to evaluate and predict must name one of them. Default: one prompt for all rows.",
     )
 
 
 class MultitaskPromptTuning(PromptMethod):
-    """A prompt of a shared part and two vectors of the task."""
+    """A prompt of a shared part and two vectors of each task."""
 
     name = "multitask-prompt-tuning"
-    summary = "A shared prompt, scaled by two vectors of the task; starts from prompts of earlier tasks."
-    update_rule = "logits = model([S * (u v^T); E(x)]): E and the model are frozen, S (k x width), u and v are trained"
+    summary = (
+        "A prompt that tasks share, scaled by two vectors of each; learned from several sources, or started from earlier ones."
+    )
+    update_rule = (
+        "logits = model([S * (u_t v_t^T); E(x)]), t: source of x; E and the model are frozen, S (k x width), u_t, v_t are trained"
+    )
     paper = Paper(
         title="Multitask Prompt Tuning Enables Parameter-Efficient Transfer Learning",
         authors="Wang, Panda, Karlinsky, Feris, Sun, Kim",
@@ -60,8 +76,20 @@ class MultitaskPromptTuning(PromptMethod):
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         return {**prompt_train_defaults(facts), "method.length": length_default(facts)}
 
+    @property
+    def source_column(self) -> str | None:
+        return None if self.options.source_column is None else str(self.options.source_column)
+
+    def take_sources(self, names: Sequence[str]) -> None:
+        self.sources = tuple(names)
+
+    def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
+        if self.source_column is not None and not self.sources:
+            raise ModelError("the names of the sources are not known", hint="Call take_sources(names) before apply")
+        return super().apply(model, layout)
+
     def prompt_parameters(self, width: int) -> int:
-        return self.length * width + self.length + width
+        return self.length * width + max(1, len(self.sources)) * (self.length + width)
 
     def start(self, model: nn.Module, place: InputPlace) -> Tensor:
         from ftkit.methods.parts.prompts import sampled_start

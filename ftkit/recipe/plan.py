@@ -17,6 +17,7 @@ from ftkit.recipe.schema import Component, Recipe
 from ftkit.recipe.writing import block_lines
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Task
+from ftkit.tasks.parts.sources import with_sources
 
 FALLBACKS = {
     "train.epochs": Default(value=3.0, source="ftkit: usual number of passes for a fine-tuning run"),
@@ -43,8 +44,9 @@ class Plan:
     earlier: tuple[Plan, ...] = ()
 
     def task(self) -> Task:
-        """A fresh task object with the planned options, which knows the metrics that the recipe counts on."""
-        task = TASKS.get(self.recipe.task.name)(self.recipe.task.options)
+        """A fresh task object with the planned options, which reads what the method needs of a row and knows the metrics that the
+        recipe counts on."""
+        task = with_sources(TASKS.get(self.recipe.task.name), self.method().source_column)(self.recipe.task.options)
         task.counted_on = {self.recipe.train.best_metric: "train.best_metric"} | {
             name: f"expect.{name}" for name in self.recipe.expect
         }

@@ -202,7 +202,12 @@ def _shape(plan: Plan, task: Task) -> str:
     values, head = recipe_values(plan.recipe), task.head()
     entries = {name: value for name, value in head.config.items() if name not in LABEL_NAMES}
     return json_text(
-        [{key: values[key] for key in SHAPING}, head.auto_class, {name: str(value) for name, value in entries.items()}]
+        [
+            {key: values[key] for key in SHAPING},
+            head.auto_class,
+            {name: str(value) for name, value in entries.items()},
+            task.sources,
+        ]
     )
 
 

@@ -79,7 +79,7 @@ def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code:
     parts = (*plan.earlier, plan)
     sizes, rows = [], _encoded(parts[0], watching, allow_code)
     for part in parts:
-        if part.recipe.task != rows.plan.recipe.task:
+        if part.recipe.task != rows.plan.recipe.task or part.method().source_column != rows.task.source_column:
             rows = _encoded(part, watching, allow_code)
         # Of random weights there is nothing to load, though the phase will find those of the one before it.
         model = part.recipe.model_copy(update={"model": parts[0].recipe.model})

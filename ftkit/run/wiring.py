@@ -61,6 +61,8 @@ def prepare_model(plan: Plan, task: Task, processor: Any, *, seed: int, allow_co
     align_padding(loaded.model, processor)
     method = plan.method()
     method.take_processor(processor)
+    if task.source_column is not None:
+        method.take_sources(task.sources)
     seed_everything(seed)
     model: Any = method.apply(loaded.model, loaded.layout)
     check_trainable(model, method, loaded.layout)

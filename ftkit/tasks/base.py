@@ -151,6 +151,9 @@ class Task(ABC):
     pipeline_tag: str = ""
     """What the hub calls this kind of model on its card; '' where it has no name for it."""
 
+    source_column: ClassVar[str | None] = None
+    """The data column that says which of several sources a row is from, see `ftkit.tasks.parts.sources`."""
+
     takes_pairs: ClassVar[bool] = False
     """Whether two models put together (`model.decoder`) can do it."""
 
@@ -179,6 +182,7 @@ class Task(ABC):
     def __init__(self, options: Strict) -> None:
         self.options: Any = options
         self.calibration: Calibration = {}
+        self.sources: tuple[str, ...] = ()
 
     # --- what it needs -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ ENCODERS = ("none", "mlp", "lstm", "factorized")
 
 
 class PromptEncoder(nn.Module):
-    """A soft prompt: `forward()` gives float32 (length, width)."""
+    """A soft prompt: `forward()` gives float32 (length, width); that of several tasks takes their numbers and gives a prompt for each."""
 
     length: int
     width: int
@@ -69,27 +69,45 @@ class NetworkPrompt(PromptEncoder):
         return self.network(self.inputs)
 
 
-class FactorizedPrompt(PromptEncoder):
-    """P = S * (u v^T), elementwise: a prompt S that tasks share and two vectors of this task (Wang et al. 2023, equation 1)."""
+class _Factors(PromptEncoder):
+    """A prompt S that tasks share, and vectors u and v of each: `count` of them, or without that dimension those of a single task."""
 
-    def __init__(self, length: int, width: int) -> None:
+    def __init__(self, length: int, width: int, *count: int) -> None:
         super().__init__()
         self.length, self.width = length, width
         self.shared = nn.Parameter(torch.zeros(length, width))
-        self.rows = nn.Parameter(torch.ones(length))
-        self.columns = nn.Parameter(torch.ones(width))
+        self.rows = nn.Parameter(torch.ones(*count, length))
+        self.columns = nn.Parameter(torch.ones(*count, width))
 
     def start_from(self, vectors: Tensor) -> None:
-        """The shared prompt at first; the vectors of the task are ones, so that the prompt is this, too."""
+        """The shared prompt at first; the vectors of tasks are ones, so that their prompts are this, too."""
         _copy(self.shared, vectors)
+
+    def frozen_form(self) -> dict[str, Tensor]:
+        """All three factors: a later task starts from them."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+
+class FactorizedPrompt(_Factors):
+    """P = S * (u v^T), elementwise (Wang et al. 2023, equation 1)."""
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__(length, width)
 
     def forward(self) -> Tensor:
         """(length, width)."""
         return self.shared * self.rows[:, None] * self.columns
 
-    def frozen_form(self) -> dict[str, Tensor]:
-        """All three factors: a later task starts from them."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+class FactorizedPrompts(_Factors):
+    """P_t = S * (u_t v_t^T) for each of several tasks t."""
+
+    def __init__(self, length: int, width: int, count: int) -> None:
+        super().__init__(length, width, count)
+
+    def forward(self, tasks: Tensor) -> Tensor:
+        """The prompts of tasks given by number, int64 (B,): (B, length, width)."""
+        return self.shared * self.rows[tasks][:, :, None] * self.columns[tasks][:, None]
 
 
 class RecurrentNetwork(nn.Module):
@@ -121,17 +139,19 @@ def tanh_network(width: int, hidden_size: int, output_width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden_size), nn.Tanh(), nn.Linear(hidden_size, output_width))
 
 
-def make_encoder(kind: str, length: int, width: int, *, hidden_size: int = 0, dropout: float = 0.0) -> PromptEncoder:
+def make_encoder(
+    kind: str, length: int, width: int, *, hidden_size: int = 0, dropout: float = 0.0, tasks: int = 0
+) -> PromptEncoder:
     """The encoder of a prompt of so many virtual tokens.
 
-    kind: out of ENCODERS; hidden_size: of the network (of `lstm` in each direction); dropout: between the layers of `lstm`.
-    Raises ValueError for another kind.
+    kind: out of ENCODERS; hidden_size: of the network (of `lstm` in each direction); dropout: between the layers of `lstm`;
+    tasks: how many have a prompt of their own (of `factorized`), 0 where there is one prompt. Raises ValueError for another kind.
     """
     makers: dict[str, Callable[[], PromptEncoder]] = {
         "none": lambda: DirectPrompt(length, width),
         "mlp": lambda: NetworkPrompt(length, width, feed_forward(width, hidden_size)),
         "lstm": lambda: NetworkPrompt(length, width, RecurrentNetwork(width, hidden_size, dropout)),
-        "factorized": lambda: FactorizedPrompt(length, width),
+        "factorized": lambda: FactorizedPrompts(length, width, tasks) if tasks else FactorizedPrompt(length, width),
     }
     if kind not in makers:
         raise ValueError(f"unknown prompt encoder {kind!r}, known: {', '.join(ENCODERS)}")

@@ -19,20 +19,21 @@ SMALLEST = 1e-12
 """Added to denominators: a row of zeros has no factor."""
 
 Factors = tuple[Tensor, Tensor, Tensor]
-"""A prompt S * (u v^T): S (length, width), u (length), v (width)."""
+"""Prompts S * (u v^T): S (length, width), u (length), v (width); of N prompts with one S: u (N, length), v (N, width)."""
 
 
 def factors_to_start_from(folders: Sequence[str], length: int, width: int) -> Factors:
     """The shared prompt of earlier tasks and the mean of the vectors that are their own.
 
     folders: adapters exported by `prompt-tuning`, `p-tuning` or `multitask-prompt-tuning`, on one base. The factors of a single
-    adapter that has them are taken over. Raises ModelError for a folder that is none, or a prompt of another size.
+    adapter that has them are those that its training found; prompts of several are taken apart, one for each source of an adapter
+    that was trained on several. Raises ModelError for a folder that is none, or a prompt of another size.
     """
     found = [_read(Path(folder), length, width) for folder in folders]
-    if len(found) == 1:
-        return found[0]
-    prompts = torch.stack([shared * rows[:, None] * columns for shared, rows, columns in found])
-    shared, rows, columns = decompose(prompts)
+    shared, rows, columns = found[0]
+    if len(found) > 1:
+        prompts = [shared * rows[:, :, None] * columns[:, None] for shared, rows, columns in found]
+        shared, rows, columns = decompose(torch.cat(prompts))
     return shared, rows.mean(0), columns.mean(0)
 
 
@@ -58,6 +59,7 @@ def decompose(prompts: Tensor) -> Factors:
 
 
 def _read(folder: Path, length: int, width: int) -> Factors:
+    """S, and the u and v of each source of an adapter."""
     file = folder / SAFETENSORS_WEIGHTS_NAME
     try:
         tensors = {name.rpartition(".")[2]: value for name, value in load_file(file).items() if ".soft_prompt_encoder." in name}
@@ -67,9 +69,10 @@ def _read(folder: Path, length: int, width: int) -> Factors:
             Problem(message=message, place=str(folder), key=KEY, hint="Give the folder of an exported adapter")
         ) from error
     if {"shared", "rows", "columns"} <= tensors.keys():
-        factors = (tensors["shared"], tensors["rows"], tensors["columns"])
+        rows, columns = tensors["rows"], tensors["columns"]
+        factors = (tensors["shared"], rows if rows.dim() == 2 else rows[None], columns if columns.dim() == 2 else columns[None])
     elif "vectors" in tensors:
-        factors = (tensors["vectors"], torch.ones(len(tensors["vectors"])), torch.ones(tensors["vectors"].shape[1]))
+        factors = (tensors["vectors"], torch.ones(1, len(tensors["vectors"])), torch.ones(1, tensors["vectors"].shape[1]))
     else:
         hint = "Give an adapter of prompt-tuning, p-tuning or multitask-prompt-tuning"
         raise ModelError(Problem(message="the adapter holds no prompt", place=str(folder), key=KEY, hint=hint))

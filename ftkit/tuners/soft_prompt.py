@@ -13,7 +13,8 @@ modules named in the config do the work, and one module `soft_prompt` at its roo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ftkit.errors import ModelError
+from ftkit.models.row_sources import SOURCE_IDS
 from ftkit.tuners.hooked import HookedTuner
 from ftkit.tuners.prompt_encoders import make_encoder
 
@@ -42,6 +44,7 @@ class SoftPromptConfig(PeftConfig):
     causal: whether each position sees those before it only.
     output_module: the module whose output loses the positions of the prompt; None where a decoder reads them.
     decoder_module: the stack that reads the prompt's positions by cross-attention, if there is one.
+    sources: of encoder factorized, the names of the tasks that have a prompt each, in the order of `source_ids`; None: one prompt for all.
     modules_to_save: modules trained and saved whole, beside the prompt (the task head).
     """
 
@@ -54,6 +57,7 @@ class SoftPromptConfig(PeftConfig):
     causal: bool = field(default=False)
     output_module: str | None = field(default=None)
     decoder_module: str | None = field(default=None)
+    sources: list[str] | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -77,14 +81,26 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
+        self._sources: dict[str, tuple[str, ...]] = {}
+        self._source_ids: Tensor | None = None
+        self._generated_ids: Tensor | None = None
+        self.default_source: int | None = None
         self._order = _Order(0, 0, None)
         self._room: int | None = None
         self._causal = False
 
     def update_layer(self, adapter_name: str, config: SoftPromptConfig, device: torch.device) -> None:
         """Adds a prompt."""
-        encoder = make_encoder(config.encoder, config.length, config.width, hidden_size=config.hidden_size, dropout=config.dropout)
+        encoder = make_encoder(
+            config.encoder,
+            config.length,
+            config.width,
+            hidden_size=config.hidden_size,
+            dropout=config.dropout,
+            tasks=len(config.sources or ()),
+        )
         self.soft_prompt_encoder[adapter_name] = encoder.to(device)
+        self._sources[adapter_name] = tuple(config.sources or ())
 
     def hook(self, model: nn.Module, target: nn.Module, config: SoftPromptConfig) -> list[Any]:
         """Hooks the modules that the config names; returns the handles."""
@@ -97,6 +113,8 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         else:
             handles = [target.register_forward_hook(self._after_embedding)]
         handles += [module.register_forward_hook(self._after_stack) for module in outputs]
+        handles.append(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
+        handles.append(model.register_forward_hook(self._after_model, always_call=True))
         if config.decoder_module is not None:
             decoder = model.get_submodule(config.decoder_module)
             handles.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
@@ -112,14 +130,53 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         encoder: Any = self._encoder()
         return 0 if encoder is None else encoder.length
 
-    def _encoder(self) -> nn.Module | None:
+    @contextmanager
+    def generating(self, source_ids: Tensor | None) -> Iterator[None]:
+        """While this lasts, calls that name no sources have rows of these, int64 (B,), each as often as there are beams."""
+        before, self._generated_ids = self._generated_ids, source_ids
+        try:
+            yield
+        finally:
+            self._generated_ids = before
+
+    def _name(self) -> str | None:
         active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.soft_prompt_encoder]
-        return self.soft_prompt_encoder[active[0]] if active else None
+        return active[0] if active else None
+
+    def _encoder(self) -> nn.Module | None:
+        name = self._name()
+        return None if name is None else self.soft_prompt_encoder[name]
 
     def _vectors(self, embeddings: Tensor) -> Tensor:
         """The prompt for each row of (B, T, H) embeddings: (B, k, H)."""
         encoder: Any = self._encoder()
-        return encoder().to(embeddings.dtype).expand(len(embeddings), -1, -1)
+        sources = self._sources[self._name() or ""]
+        prompts = encoder(self._numbers(len(embeddings), sources).to(embeddings.device)) if sources else encoder()
+        return prompts.to(embeddings.dtype).expand(len(embeddings), -1, -1)
+
+    def _numbers(self, rows: int, sources: Sequence[str]) -> Tensor:
+        """The source of each row, int64 (rows,). Raises ModelError if the call does not say which that is."""
+        known = ", ".join(f"{number} {name}" for number, name in enumerate(sources))
+        hint = f"Pass `{SOURCE_IDS}`, a number for each row: {known}"
+        found = self._generated_ids if self._source_ids is None else self._source_ids
+        if found is None and self.default_source is not None:
+            return torch.full((rows,), self.default_source)
+        if found is None:
+            raise ModelError("the prompt differs by source, and the call does not say which the rows are from", hint=hint)
+        beams = 1 if self._source_ids is not None else rows // len(found)
+        if beams * len(found) != rows:
+            raise ModelError(f"{len(found)} numbers of sources were given for {rows} rows", hint=hint)
+        if bool(((found < 0) | (found >= len(sources))).any()):
+            raise ModelError(f"{found.tolist()} are not all numbers of sources", hint=hint)
+        return found.repeat_interleave(beams)
+
+    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Takes the numbers of sources out of the arguments."""
+        self._source_ids = kwargs.get(SOURCE_IDS)
+        return args, {name: value for name, value in kwargs.items() if name != SOURCE_IDS}
+
+    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._source_ids = None
 
     def _before_tokens(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         self._order = _Order(0, 0, None)
@@ -223,6 +280,12 @@ class SoftPromptModel(HookedTuner):
             self.attach(SoftPrompt())
             self.undo += [handle.remove for handle in self.layer.hook(self.model, target, config)]
         self.layer.update_layer(adapter_name, config, next(target.parameters()).device)
+
+    def generate(self, *args: Any, source_ids: Tensor | None = None, **kwargs: Any) -> Any:
+        """What the model generates for rows of these sources, int64 (B,), where the prompt differs by source."""
+        model: Any = self.model
+        with self.layer.generating(source_ids):
+            return model.generate(*args, **kwargs)
 
     @property
     def virtual_positions(self) -> int:

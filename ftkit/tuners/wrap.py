@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from peft import (
 )
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, ModulesToSaveWrapper
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from ftkit.errors import ModelError, Problem
 from ftkit.models.trainable import SHOWN_PROBLEMS, check_fresh, hold_in_float32, shortened
@@ -54,26 +55,27 @@ def wrap(
     declares: Callable[[str, ModelLayout], bool],
     *,
     constants: str = "",
+    whole: Sequence[str] = (),
     **arguments: Any,
 ) -> PeftModel:
     """The model inside a PeftModel that trains exactly what `declares` says, head included, in float32.
 
     Sets the config's task type, its `modules_to_save` (PEFT by itself knows only heads of the usual names) and the name of
     the base, which is never a path of this machine. constants: part of the names of parameters that the tuner never trains, though
-    PEFT may mark them so. arguments: passed on to `get_peft_model`.
+    PEFT may mark them so. whole: paths of modules that train as a whole beside the head. arguments: passed on to `get_peft_model`.
     Raises ModelError if another set of parameters would train, or if a newly initialized one would be left as it is.
     """
     register_tuners()
     config.task_type = task_type(model)
     if hasattr(config, "modules_to_save"):
-        config.modules_to_save = adapted_heads(layout) or None
+        config.modules_to_save = [*adapted_heads(layout), *whole] or None
     wrapped = get_peft_model(model, config, **arguments)
     for name, parameter in wrapped.named_parameters():
         if constants and constants in name:
             parameter.requires_grad_(False)
     config.base_model_name_or_path = portable_name(getattr(model, "name_or_path", ""))
     hold_in_float32(wrapped, layout)
-    _check(wrapped, config, layout, declares)
+    _check(wrapped, config, layout, declares, whole)
     return wrapped
 
 
@@ -95,7 +97,7 @@ def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftMod
         wrapped = get_peft_model(model, config)
     config.base_model_name_or_path, config.inference_mode = base_name, True
     saved = load_file(file)
-    expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = adapter_state(wrapped)
     problems = [f"{name} is missing" for name in sorted(expected.keys() - saved.keys())]
     problems += [f"{name} belongs to nothing in this model" for name in sorted(saved.keys() - expected.keys())]
     if problems:
@@ -104,6 +106,21 @@ def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftMod
     hold_in_float32(wrapped, layout)
     set_peft_model_state_dict(wrapped, saved)
     return wrapped.requires_grad_(False).eval()
+
+
+def adapter_state(wrapped: PeftModel) -> dict[str, Tensor]:
+    """The tensors of the active adapter by the names in its file."""
+    with lora_biases_allowed():
+        found: dict[str, Tensor] = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    return found
+
+
+@contextmanager
+def lora_biases_allowed() -> Iterator[None]:
+    """While this lasts, PEFT 0.21 does not take the biases of `lora_bias` for parts of matrices that DeepSpeed has divided."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Adapter '.*': \d+ LoRA tensor\(s\) have invalid shape: \S*\.lora_B\.bias:")
+        yield
 
 
 def merge(wrapped: PeftModel) -> nn.Module:
@@ -147,13 +164,23 @@ def portable_name(name: str) -> str | None:
     return (PurePath(name).name if PurePath(name).is_absolute() else name) or None
 
 
-def _check(wrapped: nn.Module, config: PeftConfig, layout: ModelLayout, declares: Callable[[str, ModelLayout], bool]) -> None:
+def _check(
+    wrapped: nn.Module,
+    config: PeftConfig,
+    layout: ModelLayout,
+    declares: Callable[[str, ModelLayout], bool],
+    whole: Sequence[str],
+) -> None:
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
     declared = {name for name, _ in wrapped.named_parameters() if declares(name, layout)}
     if trained != declared:
         raise ModelError(f"the method declares other parameters than those that train: {shortened(trained ^ declared)}")
     copies = {layout.canonical(name) for name in trained if ".modules_to_save." in name}
-    wanted = set(adapted_head_parameters(layout))
+    inside = tuple(f"{path}." for path in whole)
+    wanted = {
+        *adapted_head_parameters(layout),
+        *(name for name in map(layout.canonical, dict(wrapped.named_parameters())) if name.startswith(inside)),
+    }
     if hasattr(config, "modules_to_save") and copies != wanted:
         raise ModelError(f"PEFT would not train the head of this model as a whole: {shortened(copies ^ wanted)}")
     check_fresh(layout, {layout.canonical(name) for name in trained})

@@ -78,6 +78,53 @@ def test_only_tuned_layers_get_an_update(train: Train, tmp_path: Path) -> None:
     assert all(".layer.1." in name for name in names)
 
 
+def test_the_rest_is_kept_whole_and_plain_peft_loads_it(tuned: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    results = api.extract_lora(tuned, 16, tmp_path / "out", keep_rest=True)
+    derived = results["derived"]
+    assert derived["left_out"] == []
+    assert {part["part"] for part in derived["kept"]} == {"embeddings and other matrices", "norms", "biases"}
+    assert derived["remaining_error"] < 1e-6
+    assert derived["kept_bytes"] >= 4 * sum(part["parameters"] for part in derived["kept"])
+    assert results["parameters"]["trainable"] * 4 >= derived["kept_bytes"]
+    facts = ftkit.export(tmp_path / "out", "adapter", to=tmp_path / "adapter")
+    assert facts["max_abs_difference"] <= facts["tolerance"]
+    predictor = ftkit.load(tuned)
+    base = predictor.prepared.layout.model.from_pretrained(predictor.plan.recipe.model.name, num_labels=3)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
+    inputs = {"input_ids": torch.tensor([[2, 9, 12, 30, 3]])}
+    expected = predictor.bare_model(**inputs).logits
+    torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loaded.merge_and_unload()(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
+    assert api.inspect_adapter(tmp_path / "out")["source"] == "low rank"
+    with pytest.raises(FtkitError, match="`lora_bias` or `modules_to_save` do not combine"):
+        api.merge_adapters([tmp_path / "out"] * 2, tmp_path / "merged", evaluate=["none"])
+
+
+def test_the_error_that_remains_is_that_of_the_ranks_cut_off(
+    tuned: Path, extracted: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    kept = api.extract_lora(tuned, 3, tmp_path / "out", keep_rest=True, evaluate=["none"])["derived"]
+    plain = extracted[1]["derived"]
+    assert plain["kept"] == []
+    assert plain["kept_bytes"] == 0
+    share = sum(part["share"] for part in plain["left_out"])
+    assert sum(part["share"] for part in kept["kept"]) == pytest.approx(share)
+    assert kept["remaining_error"] == pytest.approx((1 - share) ** 0.5 * plain["relative_error"])
+    assert plain["remaining_error"] == pytest.approx((share + (1 - share) * plain["relative_error"] ** 2) ** 0.5)
+
+
+def test_what_peft_has_no_place_for_is_left_out_with_the_reason(workshop: Path, train: Train, tmp_path: Path) -> None:
+    save_tiny(workshop / "t5", "t5")
+    run = train("t5-full", "train.max_steps=2", model=str(workshop / "t5"), method="full")
+    derived = api.extract_lora(run, 8, tmp_path / "out", keep_rest=True, evaluate=["none"])["derived"]
+    reasons = {part["part"]: part["why"] for part in derived["left_out"]}
+    assert reasons.keys() == {"embeddings and other matrices"}
+    assert "it shares its values with" in reasons["embeddings and other matrices"]
+    assert {part["part"] for part in derived["kept"]} >= {"norms"}
+
+
 def test_at_full_rank_nothing_of_the_linear_layers_is_lost(tuned: Path, tmp_path: Path) -> None:
     results = api.extract_lora(tuned, 16, tmp_path / "out", evaluate=["none"])
     assert results["derived"]["relative_error"] < 1e-6

@@ -23,6 +23,7 @@ from ftkit.models.processor import load_processor, processor_key
 from ftkit.recipe.schema import ModelSpec
 from ftkit.registry import TASKS, load_plugin
 from ftkit.tasks.base import Task
+from ftkit.tasks.parts.sources import with_sources
 from tests.tiny import save_tiny
 
 from . import toy_task
@@ -133,18 +134,22 @@ def test_features_do_not_depend_on_the_number_of_processes(plugin: Callable[[str
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize(("name", "family"), [("text-classification", "bert"), ("language-modeling", "gpt2")])
+@pytest.mark.parametrize(
+    ("name", "family", "source"),
+    [("text-classification", "bert", None), ("language-modeling", "gpt2", None), ("text-classification", "bert", "origin")],
+)
 def test_tokenizers_and_tasks_of_ftkit_come_back_in_other_processes(
-    name: str, family: str, folder: Path, caches: Iterator[None], caplog: pytest.LogCaptureFixture
+    name: str, family: str, source: str | None, folder: Path, caches: Iterator[None], caplog: pytest.LogCaptureFixture
 ) -> None:
     save_tiny(folder / "model", family)
     spec = ModelSpec(name=str(folder / "model"))
     processor: Any = load_processor(spec, _facts(spec, folder))
-    cls = TASKS.get(name)
+    cls = with_sources(TASKS.get(name), source)
+    given = [{**row, "origin": "xyz"[number % 3]} for number, row in enumerate(ROWS)]
     options = {"window_stride": 16} if name == "text-classification" else {"stride": 32}
     task = cls(cls.Options(max_length=32, **options))
-    task.learn(ROWS)
-    rows = table_from_rows(ROWS, "input").select(_every_other(len(ROWS)))
+    task.learn(given)
+    rows = table_from_rows(given, "input").select(_every_other(len(ROWS)))
     rows = rows.project({column: column for column in rows.column_names if column in task.columns()})
     found = []
     for count in (1, 3):

@@ -111,12 +111,15 @@ VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         ({"init": "eva", "rank": 4, "loraplus_lr_ratio": 4.0}, ("bert", "gpt2", "bart", "vit")),
         ({"init": "orthogonal", "rank": 4, "blocks": [1]}, SOME),
         ({"init": "gaussian", "targets": ["ffn_in", "key"]}, SOME),
+        ({"lora_bias": True, "modules_to_save": ["word_embeddings", "LayerNorm"], "targets": "all-linear"}, ("bert",)),
+        ({"lora_bias": True, "modules_to_save": ["ln_f"]}, ("gpt2",)),
     ],
     "mam": [
         ({}, tuple(FAMILIES)),
         ({"length": 3, "reparametrization": False, "bottleneck": 4, "scaling": 1.0, "dropout": 0.1}, (*SOME, "deberta-v2", "bart")),
         ({"length": 2, "hidden_size": 6, "reduction_factor": 4.0, "blocks": [1]}, ("bert", "llama", "bart", "vit")),
     ],
+    "multitask-prompt-tuning": [({}, tuple(FAMILIES)), ({"source_column": "origin"}, tuple(FAMILIES))],
     "oft": [
         ({}, tuple(FAMILIES)),
         ({"block_size": 4, "share_blocks": True, "exact": True, "targets": ["attention_out"]}, ("bert", "t5", "vit")),
@@ -220,7 +223,10 @@ def make_method(name: str, options: Mapping[str, Any], family: str) -> Method:
     typed = cls.Options(**{**FITTING.get(name, lambda _: {})(family), **options})
     known = cls(typed).defaults(facts_of(family))
     fill = {key.removeprefix("method."): default.value for key, default in known.items() if key.startswith("method.")}
-    return cls(typed.model_copy(update={key: value for key, value in fill.items() if getattr(typed, key) == "auto"}))
+    method = cls(typed.model_copy(update={key: value for key, value in fill.items() if getattr(typed, key) == "auto"}))
+    if method.source_column is not None:
+        method.take_sources(SOURCES)
+    return method
 
 
 def method_of(case: Case) -> Method:
@@ -284,19 +290,27 @@ def batch_of(family: str) -> dict[str, Tensor]:
 
 
 LABELS = torch.tensor([0, 1, 2, 0])
+SOURCES = ("calm", "glad", "sad")
+
+
+def sources_of(model: nn.Module) -> dict[str, Tensor]:
+    """Which of SOURCES the examples are from, for a model that treats them differently."""
+    configs: Mapping[str, Any] = getattr(model, "peft_config", {})
+    by_source = any(getattr(config, "sources", None) for config in configs.values())
+    return {"source_ids": torch.tensor([2, 0, 1, 0])} if by_source else {}
 
 
 def logits_of(model: nn.Module, family: str) -> Tensor:
     training = model.training
     model.eval()
     with torch.no_grad():
-        logits: Tensor = model(**batch_of(family)).logits
+        logits: Tensor = model(**batch_of(family), **sources_of(model)).logits
     model.train(training)
     return logits
 
 
 def loss_of(model: nn.Module, family: str, inputs: dict[str, Tensor] | None = None) -> Tensor:
-    return nn.functional.cross_entropy(model(**(inputs or batch_of(family))).logits.float(), LABELS)
+    return nn.functional.cross_entropy(model(**(inputs or batch_of(family)), **sources_of(model)).logits.float(), LABELS)
 
 
 def train(model: nn.Module, method: Method, family: str, steps: int, learning_rate: float = 1e-2) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -58,6 +59,8 @@ class PromptMethod(AdapterMethod):
     capabilities = Capabilities(adapter=True, merge=False, quantized=True)
     known_to_peft = False
     prefix = "soft_prompt_"
+    sources: Sequence[str] = ()
+    """Names of the sources that have a prompt each; () where there is one prompt."""
 
     @property
     @abstractmethod
@@ -112,6 +115,7 @@ class PromptMethod(AdapterMethod):
             causal=place.causal,
             output_module=place.output,
             decoder_module=place.decoder,
+            sources=list(self.sources) or None,
         )
         wrapped = wrap(model, layout, config, self.declares)
         if vectors is not None:

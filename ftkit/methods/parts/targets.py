@@ -174,7 +174,11 @@ class TargetedMethod(AdapterMethod):
         self._check_kinds(layout, paths)
         config: Any = self.config(layout, paths)
         config.target_modules = layout.suffixes(paths)
-        return wrap(model, layout, config, self.declares, constants=self.constants)
+        return wrap(model, layout, config, self.declares, constants=self.constants, whole=self.whole_modules(layout))
+
+    def whole_modules(self, layout: ModelLayout) -> list[str]:
+        """Paths of modules that train as a whole, beside the adapted layers and the head."""
+        return []
 
     def _check_kinds(self, layout: ModelLayout, paths: list[str]) -> None:
         from ftkit.errors import ModelError
@@ -185,12 +189,16 @@ class TargetedMethod(AdapterMethod):
             raise ModelError(f"{self.name} cannot adapt {turned[0]}, which is a Conv1D", hint="Use `lora` for this model")
 
     def parameter_count(self, layout: ModelLayout) -> int | None:
-        """`layer_count` of each adapted layer, and the head."""
+        """`layer_count` of each adapted layer, the head, and what else trains as a whole."""
         from ftkit.tuners.wrap import head_parameter_count
 
         counts = [self.layer_count(*shape) for shape in layer_shapes(layout, self.paths(layout))]
         known = [count for count in counts if count is not None]
-        return head_parameter_count(layout) + sum(known) if len(known) == len(counts) else None
+        inside = tuple(f"{path}." for path in self.whole_modules(layout))
+        # Where it is wrapped already, the model has each of them twice.
+        sizes = {layout.canonical(name): parameter.numel() for name, parameter in layout.model.named_parameters()}
+        beside = sum(size for name, size in sizes.items() if inside and name.startswith(inside))
+        return head_parameter_count(layout) + beside + sum(known) if len(known) == len(counts) else None
 
 
 def largest_divisor(width: int, limit: int) -> int:
