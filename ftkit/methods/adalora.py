@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
     BlockRanges,
@@ -92,6 +92,7 @@ class AdaLoRA(TargetedMethod):
         alpha = Default(value=32.0, source=f"{AUTHORS}: 32 for RTE, CoLA and XSum")
         return {
             "train.learning_rate": _learning_rate(facts),
+            **encoder_epochs(facts),
             "method.initial_rank": initial,
             "method.alpha": alpha,
             "method.targets": all_linear,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.placement import (
     PLACEMENT_TEXT,
     Activation,
@@ -154,9 +154,12 @@ def _train_defaults(facts: ModelFacts, placement: str) -> dict[str, Default]:
         if placement == "parallel":
             return default(5e-5, None, "He et al. 2022, the authors' run_xsum.sh: BART large")
         return default(3e-4, 20.0, "Karimi Mahabadi et al. 2021 (Compacter), configs/adapters.json: T5 base")
-    if 0 < facts.hidden_size <= 512:
+    if facts.narrow_encoder:
         rate, tried = MEASURED[placement]
-        return default(rate, None, f"ftkit: best of {tried} by validation, MiniLM (width 384) on 512 rows of BBC News, 48 steps")
+        return {
+            **default(rate, None, f"ftkit: best of {tried} by validation, MiniLM (width 384) on 512 rows of BBC News, 48 steps"),
+            **encoder_epochs(facts),
+        }
     if placement == "houlsby":
         return default(3e-4, 5.0, "the authors' README (github.com/google-research/adapter-bert): BERT base on MRPC")
     if placement == "parallel":

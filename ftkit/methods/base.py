@@ -303,3 +303,9 @@ def weight_training_defaults(facts: ModelFacts) -> dict[str, Default]:
     names = ("learning_rate", "epochs", "weight_decay", "warmup_ratio")
     values = {name: getattr(published, name) for name in names}
     return {f"train.{name}": Default(value=value, source=published.source) for name, value in values.items() if value is not None}
+
+
+def encoder_epochs(facts: ModelFacts) -> dict[str, Default]:
+    """On encoders, the passes of methods that train few weights beside the model's own: they take more than full tuning."""
+    source = "AdapterHub's training guide: BERT base on GLUE; 25 to 80 for LoRA in Hu et al. 2022, table 9"
+    return {"train.epochs": Default(value=10.0, source=source)} if facts.kind == "encoder" else {}

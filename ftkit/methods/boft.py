@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
     BlockRanges,
@@ -75,7 +75,7 @@ class BOFT(TargetedMethod):
     adapts_conv1d = False
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
-        return {"train.learning_rate": _learning_rate(facts), **self.target_defaults(facts)}
+        return {"train.learning_rate": _learning_rate(facts), **encoder_epochs(facts), **self.target_defaults(facts)}
 
     def config(self, layout: ModelLayout, paths: list[str]) -> BOFTConfig:
         from peft import BOFTConfig

@@ -89,7 +89,7 @@ class Compacter(PlacedMethod):
             "method.activation": self.preset("activation"),
         }
         found = {key: Default(value=value, source=f"{CONFIG}: T5 base on GLUE") for key, value in values.items()}
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        if facts.narrow_encoder:
             small = "ftkit: best of 3e-3 and 1e-2 by validation, MiniLM (width 384) on 512 rows of BBC News, 48 steps"
             found["train.learning_rate"] = Default(value=1e-2, source=small)
         return found

@@ -71,7 +71,7 @@ class FishMask(AdapterMethod):
         if facts.kind == "encoder":
             found["train.epochs"] = Default(value=7.0, source=AUTHORS)
             found["train.learning_rate"] = Default(value=5e-5, source=AUTHORS)
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        if facts.narrow_encoder:
             source = "ftkit: the better of 1e-4 and 1e-3, MiniLM (width 384) on 210 rows of BBC News, 42 steps"
             found["train.learning_rate"] = Default(value=1e-3, source=source)
         return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, range_refusal
+from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, encoder_epochs, range_refusal
 from ftkit.methods.parts.placement import expert_refusal
 from ftkit.methods.parts.targets import BLOCKS_TEXT
 from ftkit.recipe.schema import Auto, Strict
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ftkit.tuners.places import Places
 
 MOVED = "ftkit: each generated weight is a sum over the embedding, so that one step moves it as much as a weight of its own"
-SMALL = "that of `adapter`, measured for models this narrow: MiniLM (width 384) on BBC News"
+SMALL = "ftkit: the better of 3e-3 and 1e-2, MiniLM (width 384) on 210 rows of BBC News, 42 steps"
 CONFIG = "Karimi Mahabadi et al. 2021, the authors' configs/hyperformer++.json"
 
 
@@ -82,11 +82,14 @@ class HypernetworkAdapters(AdapterMethod):
     prefix = "hypernetwork_"
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
-        ratio, source = (1.0, f"{CONFIG}: one rate") if facts.kind == "encoder-decoder" else (1 / self.options.embedding_size, MOVED)
+        ratio, source = (
+            (1.0, f"{CONFIG}: one rate") if facts.kind == "encoder-decoder" else (1 / self.options.embedding_size, MOVED)
+        )
         rate = Default(value=3e-4, source=f"{CONFIG}: T5 base on GLUE")
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
-            rate = Default(value=3e-3, source=SMALL)
-        return {"train.learning_rate": rate, "method.network_lr_ratio": Default(value=ratio, source=source)}
+        if facts.narrow_encoder:
+            rate = Default(value=1e-2, source=SMALL)
+        network = Default(value=ratio, source=source)
+        return {"train.learning_rate": rate, "method.network_lr_ratio": network, **encoder_epochs(facts)}
 
     def refusal(self, facts: ModelFacts) -> str:
         if reason := expert_refusal(facts):

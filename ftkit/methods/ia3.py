@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Combination, Default, Method, Paper, range_refusal
+from ftkit.methods.base import (
+    AdapterMethod,
+    BlockRanges,
+    Capabilities,
+    Combination,
+    Default,
+    Method,
+    Paper,
+    encoder_epochs,
+    range_refusal,
+)
 from ftkit.methods.parts.targets import BLOCKS_TEXT, all_conv1d, chosen_layers, layer_shapes
 from ftkit.recipe.schema import Strict
 
@@ -60,11 +70,11 @@ class IA3(AdapterMethod):
         if facts.kind == "decoder":
             source = "PEFT's method comparison (MetaMathQA), llama-3.2-3B-all-attn-5k-lr0.005"
             return {"train.learning_rate": Default(value=5e-3, source=source)}
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        if facts.narrow_encoder:
             source = "ftkit: best of 3e-3 and 1e-2 by validation, MiniLM (width 384) on 512 rows of BBC News, 48 steps"
-            return {"train.learning_rate": Default(value=1e-2, source=source)}
+            return {"train.learning_rate": Default(value=1e-2, source=source), **encoder_epochs(facts)}
         source = "Liu et al. 2022, the authors' configs/ia3.json (github.com/r-three/t-few): T0-3B"
-        return {"train.learning_rate": Default(value=3e-3, source=source)}
+        return {"train.learning_rate": Default(value=3e-3, source=source), **encoder_epochs(facts)}
 
     def refusal(self, facts: ModelFacts) -> str:
         return range_refusal(self.options.blocks, facts.block_count) if self.options.blocks is not None else ""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, Capabilities, Default, Paper
+from ftkit.methods.base import AdapterMethod, Capabilities, Default, Paper, encoder_epochs
 from ftkit.recipe.schema import Strict
 
 if TYPE_CHECKING:
@@ -57,13 +57,13 @@ class LayerNormTuning(AdapterMethod):
     prefix = "norm_change_"
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        if facts.narrow_encoder:
             source = "ftkit: the better of 1e-3 and 1e-2 after 28 steps, MiniLM (width 384) on 210 rows of BBC News"
-            return {"train.learning_rate": Default(value=1e-2, source=source)}
+            return {"train.learning_rate": Default(value=1e-2, source=source), **encoder_epochs(facts)}
         source = "that of BitFit, whose trained numbers are of the same kind and count (the authors' run_glue.py)"
         if facts.kind == "decoder":
             source = "PEFT's method comparison: its 1e-4 teaches Llama-3.2-3B nothing with trained norms, so ten times that"
-        return {"train.learning_rate": Default(value=1e-3, source=source)}
+        return {"train.learning_rate": Default(value=1e-3, source=source), **encoder_epochs(facts)}
 
     def refusal(self, facts: ModelFacts) -> str:
         if facts.model_type in WITHOUT_GAINS:

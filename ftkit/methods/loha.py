@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.targets import BLOCKS_TEXT, BlockRanges, TargetChoice, TargetedMethod, targets_text
 from ftkit.recipe.schema import Auto, Strict
 
@@ -57,7 +57,12 @@ class LoHa(TargetedMethod):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         alpha = Default(value=float(self.options.rank), source="PEFT's image classification guide: alpha = rank")
-        return {"train.learning_rate": _learning_rate(facts), "method.alpha": alpha, **self.target_defaults(facts)}
+        return {
+            "train.learning_rate": _learning_rate(facts),
+            **encoder_epochs(facts),
+            "method.alpha": alpha,
+            **self.target_defaults(facts),
+        }
 
     def config(self, layout: ModelLayout, paths: list[str]) -> LoHaConfig:
         from peft import LoHaConfig

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.targets import BLOCKS_TEXT, BlockRanges, TargetChoice, TargetedMethod, targets_text
 from ftkit.recipe.schema import Auto, Strict
 
@@ -79,7 +79,12 @@ class LoKr(TargetedMethod):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         alpha = Default(value=float(self.options.rank or 1), source="PEFT's image classification guide: alpha = rank")
-        return {"train.learning_rate": _learning_rate(facts), "method.alpha": alpha, **self.target_defaults(facts)}
+        return {
+            "train.learning_rate": _learning_rate(facts),
+            **encoder_epochs(facts),
+            "method.alpha": alpha,
+            **self.target_defaults(facts),
+        }
 
     def config(self, layout: ModelLayout, paths: list[str]) -> LoKrConfig:
         from peft import LoKrConfig

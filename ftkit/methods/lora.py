@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import Capabilities, Combination, Default, Method, Paper
+from ftkit.methods.base import Capabilities, Combination, Default, Method, Paper, encoder_epochs
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
     BlockRanges,
@@ -129,6 +129,7 @@ class LoRA(TargetedMethod):
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         return {
             "train.learning_rate": self._learning_rate(facts),
+            **encoder_epochs(facts),
             "method.alpha": Default(value=self._alpha(), source=self._alpha_source()),
             **self.target_defaults(facts),
         }
@@ -287,7 +288,7 @@ def _learning_rate(facts: ModelFacts) -> Default:
     if facts.kind == "vision":
         source = "PEFT's image classification LoRA guide: 5e-3 at alpha = rank, so half of it at alpha = 2 rank"
         return Default(value=2.5e-3, source=source)
-    if 0 < facts.hidden_size <= 512:
+    if facts.narrow_encoder:
         source = "ftkit: best of 4e-4, 1e-3 and 3e-3 by validation, MiniLM (width 384) on BBC News, rank 8"
         return Default(value=3e-3, source=source)
     rate = 2e-4 if facts.hidden_size >= 1024 else 4e-4

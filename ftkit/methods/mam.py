@@ -104,7 +104,7 @@ class MixAndMatch(AdapterMethod):
         }
         if not long:
             found["train.epochs"] = Default(value=10.0, source=source)
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        if facts.narrow_encoder:
             found["train.learning_rate"] = Default(value=1e-3, source=SMALL)
         return found
 

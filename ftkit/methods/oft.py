@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
     BlockRanges,
@@ -70,7 +70,12 @@ class OFT(TargetedMethod):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         block = Default(value=self._block(facts.hidden_size), source="PEFT's default of 32; it must divide the width of the model")
-        return {"train.learning_rate": _learning_rate(facts), "method.block_size": block, **self.target_defaults(facts)}
+        return {
+            "train.learning_rate": _learning_rate(facts),
+            **encoder_epochs(facts),
+            "method.block_size": block,
+            **self.target_defaults(facts),
+        }
 
     def _block(self, width: int) -> int:
         chosen = self.options.block_size

@@ -96,7 +96,7 @@ class PTuning(PromptMethod):
 def _train_defaults(facts: ModelFacts) -> dict[str, Default]:
     guide = "PEFT's P-tuning guide (RoBERTa large on MRPC)"
     rate = Default(value=1e-3, source=guide)
-    if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+    if facts.narrow_encoder:
         rate = Default(value=2e-2, source="ftkit: best of 1e-3, 5e-3 and 2e-2 after 36 steps, MiniLM (width 384) on BBC News")
     epochs = {} if facts.kind == "decoder" else {"train.epochs": Default(value=20.0, source=guide)}
     return {"train.learning_rate": rate, **epochs}

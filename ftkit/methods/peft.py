@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.peft_types import HARNESS, MEASURED, OWN_METHOD, REFUSED, SET_BY_FTKIT, TUNERS, PeftTuner
 from ftkit.methods.parts.targets import BLOCKS_TEXT, BlockRanges, TargetChoice, TargetedMethod, all_conv1d, targets_text
 from ftkit.recipe.schema import Strict
@@ -117,7 +117,7 @@ class AnyPeftTuner(TargetedMethod):
         targets = Default(
             value=["query", "value"], source="PEFT's own choice for most types and models, and in its method comparison"
         )
-        return {"train.learning_rate": rate, "method.targets": targets}
+        return {"train.learning_rate": rate, **encoder_epochs(facts), "method.targets": targets}
 
     def declares(self, name: str, layout: ModelLayout) -> bool:
         return f".{self._tuner.prefix}" in name or ".modules_to_save." in name

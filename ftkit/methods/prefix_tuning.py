@@ -156,7 +156,7 @@ def _train_defaults(facts: ModelFacts, reparametrized: bool) -> dict[str, Defaul
         return defaults(5e-5, 5.0, "Li & Liang 2021, the authors' train_e2e.py (GPT-2) and train_bart.py")
     if facts.kind == "decoder":
         return defaults(5e-3, None, "PEFT's method comparison: best of its prefix tuning runs (Llama-3.2-3B)")
-    if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+    if facts.narrow_encoder:
         return defaults(3e-2, 30.0, "ftkit: the better of 1e-2 and 3e-2 after 36 steps, MiniLM (width 384) on BBC News")
     return defaults(
         1e-2, 30.0, "Liu et al. 2022 (P-tuning v2), run_rte_bert.sh; 5e-3 to 3e-2 and 30 to 100 epochs in their scripts"

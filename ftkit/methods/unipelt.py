@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
 
-from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, range_refusal
+from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, encoder_epochs, range_refusal
 from ftkit.methods.parts.placement import expert_refusal
 from ftkit.methods.parts.prefixes import (
     check_attention,
@@ -94,10 +94,10 @@ class UniPELT(AdapterMethod):
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         alpha = Default(value=self._alpha(), source="the authors' lora_layers.py: the gate is the only scale")
         rate = Default(value=5e-4, source=PAPER)
-        if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+        if facts.narrow_encoder:
             source = "ftkit: the better of 5e-4 and 3e-3, MiniLM (width 384) on 210 rows of BBC News, 42 steps"
             rate = Default(value=3e-3, source=source)
-        return {"train.learning_rate": rate, "method.alpha": alpha}
+        return {"train.learning_rate": rate, "method.alpha": alpha, **encoder_epochs(facts)}
 
     def refusal(self, facts: ModelFacts) -> str:
         if facts.model_type in WITHOUT_GATES:

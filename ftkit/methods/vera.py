@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from ftkit.methods.base import Capabilities, Default, Paper
+from ftkit.methods.base import Capabilities, Default, Paper, encoder_epochs
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
     BlockRanges,
@@ -58,7 +58,7 @@ class VeRA(TargetedMethod):
     prefix = "vera_lambda_"
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
-        return {"train.learning_rate": _learning_rate(facts), **self.target_defaults(facts)}
+        return {"train.learning_rate": _learning_rate(facts), **encoder_epochs(facts), **self.target_defaults(facts)}
 
     def config(self, layout: ModelLayout, paths: list[str]) -> VeraConfig:
         from peft import VeraConfig

@@ -48,6 +48,11 @@ class ModelFacts:
     offsets: bool = True
 
     @property
+    def narrow_encoder(self) -> bool:
+        """Whether it is an encoder at most 512 wide (MiniLM, BERT small): such models train well at rates far above those of BERT base."""
+        return self.kind == "encoder" and 0 < self.hidden_size <= 512
+
+    @property
     def only_pretrained(self) -> bool:
         """Whether the config says that the checkpoint comes straight from its pretraining, without a head for any other task."""
         return bool(self.architectures) and all(name.endswith(_PRETRAINED) for name in self.architectures)

@@ -132,3 +132,19 @@ def test_bad_options_and_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"num_experts": 4}')
     assert "mixture of experts" in HypernetworkAdapters(Options()).refusal(replace(facts_of("llama"), path=tmp_path))
     assert "no block 7" in HypernetworkAdapters(Options(blocks=[7])).refusal(facts_of("bert"))
+
+
+def test_the_network_learns_at_a_rate_of_its_own() -> None:
+    method = HypernetworkAdapters(Options(**SMALL, network_lr_ratio=0.25))
+    wrapped, layout = random_model("bert", network_lr_ratio=0.25)
+    factors = {name: method.learning_rate_factor(name, layout) for name, value in wrapped.named_parameters() if value.requires_grad}
+    assert {factor for name, factor in factors.items() if "hypernetwork_networks" in name} == {0.25}
+    assert {factor for name, factor in factors.items() if "hypernetwork_networks" not in name} == {1.0}
+
+
+def test_the_networks_usual_rate_is_that_of_weights_it_makes() -> None:
+    ratios = {
+        family: HypernetworkAdapters(Options(embedding_size=32)).defaults(facts_of(family))["method.network_lr_ratio"].value
+        for family in ("bert", "t5")
+    }
+    assert ratios == {"bert": 1 / 32, "t5": 1.0}

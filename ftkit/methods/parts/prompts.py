@@ -45,7 +45,7 @@ def prompt_train_defaults(facts: ModelFacts) -> dict[str, Default]:
     if facts.kind == "decoder":
         return rate(3e-2, "PEFT's prompt tuning guide (bloomz-560m)")
     found = rate(3e-2, "PEFT's prompt tuning guide (bloomz-560m)")
-    if facts.kind == "encoder" and 0 < facts.hidden_size <= 512:
+    if facts.narrow_encoder:
         found = rate(0.1, "ftkit: best of 1e-2, 3e-2 and 1e-1 after 36 steps, MiniLM (width 384) on BBC News")
     return {**found, "train.epochs": Default(value=20.0, source="PEFT's P-tuning guide (RoBERTa large on MRPC)")}
 
