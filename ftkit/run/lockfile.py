@@ -13,6 +13,7 @@ from ftkit.files import json_text, sha256_of
 from ftkit.models.facts import ModelFacts
 from ftkit.models.folder import model_files
 from ftkit.recipe.plan import Plan, recipe_values
+from ftkit.recipe.schema import Recipe
 from ftkit.registry import METHODS, TASKS
 from ftkit.run.machine import describe_machine, git_revision, versions
 
@@ -73,6 +74,13 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     if old["model_files"] != new["model_files"]:
         found.append("the files of the base model")
     return found
+
+
+def edited_values(recipe: Recipe, lock: Mapping[str, Any]) -> list[str]:
+    """Options of task and method that a plan.yaml has otherwise than the run was trained with, each with both values."""
+    kinds, trained = ("task", "method"), lock["training"]["recipe"]
+    old, new = ({kind: values[kind] for kind in kinds} for values in (trained, recipe_values(recipe)))
+    return _changed_values({**lock["training"], "recipe": old}, {**lock["training"], "recipe": new})
 
 
 def _changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

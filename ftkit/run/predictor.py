@@ -19,7 +19,7 @@ from ftkit.data.readers.jsonl import parse_line
 from ftkit.data.sources import read_source
 from ftkit.data.splits import load_rows, load_splits
 from ftkit.data.table import Table
-from ftkit.errors import DataError, ModelError, Problem, RecipeError
+from ftkit.errors import DataError, ModelError, Problem, RecipeError, RunFolderError
 from ftkit.files import read_json
 from ftkit.models.facts import read_facts
 from ftkit.models.quiet import quiet_libraries
@@ -29,7 +29,7 @@ from ftkit.recipe.schema import LARGEST_BATCH, Recipe, SourceSpec
 from ftkit.registry import TASKS
 from ftkit.run.carried_columns import carried_columns
 from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_learned, read_run, readable
-from ftkit.run.lockfile import hash_model
+from ftkit.run.lockfile import edited_values, hash_model
 from ftkit.run.planning import make_plan_here
 from ftkit.tasks.base import Prediction, Task
 
@@ -290,11 +290,22 @@ def _read_recipe(folder: Path, overrides: Sequence[str]) -> Recipe:
     with readable(folder / PLAN):
         text = (folder / PLAN).read_text(encoding="utf-8")
     recipe = parse_recipe(text, str(folder / PLAN), base=folder)
+    _refuse_edited_plan(folder, recipe)
     if not overrides:
         return recipe
     allowed = sorted(TASKS.get(recipe.task.name).prediction_options)
     _refuse_other_options(recipe.task.name, allowed, overrides)
     return parse_recipe(text, str(folder / PLAN), overrides, base=folder)
+
+
+def _refuse_edited_plan(folder: Path, recipe: Recipe) -> None:
+    """Raises RunFolderError if plan.yaml names other options of task or method than the run was trained with."""
+    with readable(folder / LOCK):
+        changed = edited_values(recipe, read_json(folder / LOCK))
+    if changed:
+        hint = "Put the values back; options that prediction may change go on the command line, as task.KEY=VALUE"
+        problems = [Problem(message=f"was changed after training: {change}", place=str(folder / PLAN), hint=hint) for change in changed]
+        raise RunFolderError(problems)
 
 
 def _refuse_other_options(task: str, allowed: Sequence[str], overrides: Sequence[str]) -> None:

@@ -109,7 +109,7 @@ def machine_line(threads: int) -> str:
     """The machine and the versions in one sentence."""
     machine, found = describe_machine(), versions()
     flags = _cpu_flags()
-    parts = [machine["processor"], f"{machine['cores']} cores", *machine["gpus"]]
+    parts = [machine["processor"], f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}", *machine["gpus"]]
     processor = ", ".join(parts) + (f" ({', '.join(flags)})" if flags else "")
     packages = ", ".join(f"{name} {found[name]}" for name in SHOWN_PACKAGES)
     return f"Machine: {processor}; {threads} thread{'s' if threads != 1 else ''}. Versions: {packages}."

@@ -149,6 +149,19 @@ def test_labels_that_were_swapped_later_are_refused(run_folder: Path) -> None:
     assert caught.value.problems[0].hint
 
 
+@pytest.mark.parametrize(("old", "new"), [("alpha: 8.0", "alpha: 32.0"), ("max_length: 64", "max_length: 48")])
+def test_a_plan_that_was_edited_later_is_refused(run_folder: Path, old: str, new: str) -> None:
+    plan = run_folder / "plan.yaml"
+    text = plan.read_text()
+    assert old in text
+    plan.write_text(text.replace(old, new))
+    with pytest.raises(RunFolderError, match=f"was changed after training: .*{old.partition(':')[0]}: was .*, is ") as caught:
+        ftkit.load(run_folder)
+    assert caught.value.exit_code == 2
+    plan.write_text(text + "# a remark\n")
+    assert list(ftkit.load(run_folder).predict(["w1"]))
+
+
 def test_a_run_can_be_moved(run_folder: Path, tmp_path: Path) -> None:
     expected = list(ftkit.load(run_folder).predict([{"text": "w1 w2"}]))
     (tmp_path / "far").mkdir()
