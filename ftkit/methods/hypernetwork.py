@@ -1,13 +1,14 @@
 """Hypernetwork adapters (HyperFormer++): one small network writes the weights of all adapters.
 
     y = h + LN_gen(U f(D x + b_d) + b_u),   D, U, b_d, b_u, gain and shift of LN_gen = linear maps of I
-    I = LN(W_2 relu(W_1 [z, l_i, p_j] + b_1) + b_2)
+    I = LN(W_2 relu(W_1 [z_s, l_i, p_j] + b_1) + b_2)
 
-z stands for the task, l_i for the block, p_j for the place in it (after attention, after the feed-forward part); all are trained. The paper
-shares the network between tasks that are trained together; a run here trains one task, so that blocks and places are what is shared. Norms
-of the model train, too, as in the authors' code.
-Count, with width d, bottleneck m, n blocks, j kinds of places, t the size of z, h and e those of the network:
-    t (1 + n + j) + (3 t + 1) h + (h + 1) e + 2 e + (e + 1) (2 d m + m + d + 2 d),  with `generated_norm: false` without the last 2 d;
+z_s stands for the task, l_i for the block, p_j for the place in it (after attention, after the feed-forward part); all are trained. The
+paper trains several tasks together, which share the network: `source_column` names the task s of each row, whose adapters are written for
+it. Without, there is one z, and blocks and places are what is shared. How often a task is seen is decided by the rows and by `weight` of
+their files, not by the paper's temperature. Norms of the model train, too, as in the authors' code, and are shared like the head.
+Count, with width d, bottleneck m, n blocks, j kinds of places, s sources (1 without), t the size of z, h and e those of the network:
+    t (s + n + j) + (3 t + 1) h + (h + 1) e + 2 e + (e + 1) (2 d m + m + d + 2 d),  with `generated_norm: false` without the last 2 d;
 and with `norms` their gains and biases, and the head.
 Source: Karimi Mahabadi, Ruder, Dehghani & Henderson 2021, https://arxiv.org/abs/2106.04489; github.com/rabeehk/hyperformer
 """
@@ -19,9 +20,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, encoder_epochs, range_refusal
+from ftkit.methods.base import BlockRanges, Capabilities, Default, Paper, encoder_epochs, range_refusal
 from ftkit.methods.parts.placement import expert_refusal
+from ftkit.methods.parts.sources import SourcedMethod
 from ftkit.methods.parts.targets import BLOCKS_TEXT
+from ftkit.models.sequences import WITHOUT_ROWS
 from ftkit.recipe.schema import Auto, Strict
 
 if TYPE_CHECKING:
@@ -59,15 +62,22 @@ class Options(Strict):
         "embedding_size times the network's rate. auto: 1 in encoder-decoders, else 1 / embedding_size.",
     )
     blocks: BlockRanges | None = Field(None, description=BLOCKS_TEXT)
+    source_column: str | None = Field(
+        None,
+        min_length=1,
+        description="Column of the data that names the source (data set, task) of each row. Each source that the training rows name gets "
+        "task numbers of its own, for which the network writes its adapters; rows to evaluate and predict must name one of them. Default: "
+        "one task.",
+    )
 
 
-class HypernetworkAdapters(AdapterMethod):
+class HypernetworkAdapters(SourcedMethod):
     """Adapters whose weights a network writes."""
 
     name = "hypernetwork"
     summary = "One small network writes the weights of all adapters (HyperFormer++)."
     update_rule = (
-        "y = h + LN(U f(D x)), D and U linear in I = network(task, block, place): the network and its inputs are trained, "
+        "y = h + LN(U f(D x)), D and U linear in I = network(task of x, block, place): the network and its inputs are trained, "
         "the model is frozen"
     )
     paper = Paper(
@@ -94,6 +104,8 @@ class HypernetworkAdapters(AdapterMethod):
     def refusal(self, facts: ModelFacts) -> str:
         if reason := expert_refusal(facts):
             return reason
+        if self.source_column is not None and facts.model_type in WITHOUT_ROWS:
+            return f"in the blocks of {facts.model_type} one row cannot be told from another; leave `source_column` out"
         return range_refusal(self.options.blocks, facts.block_count) if self.options.blocks is not None else ""
 
     def learning_rate_factor(self, name: str, layout: ModelLayout) -> float:
@@ -116,6 +128,7 @@ class HypernetworkAdapters(AdapterMethod):
             hidden_size=options.hidden_size,
             embedding_size=options.embedding_size,
             generated_norm=options.generated_norm,
+            sources=self.source_names(),
         )
         return wrap(model, layout, config, self.declares)
 
@@ -130,7 +143,7 @@ class HypernetworkAdapters(AdapterMethod):
         size = bottleneck_size(width, None, options.reduction_factor)
         generated = 2 * width * size + size + width + (2 * width if options.generated_norm else 0)
         task, hidden, inner = options.task_size, options.hidden_size, options.embedding_size
-        count = task * (1 + sum(kinds_of_slots(self._slots(layout, places))))
+        count = task * (max(1, len(self.sources)) + sum(kinds_of_slots(self._slots(layout, places))))
         count += (3 * task + 1) * hidden + (hidden + 1) * inner + 2 * inner + (inner + 1) * generated
         return count + norm_parameter_count(layout, places.norms) + head_parameter_count(layout)
 

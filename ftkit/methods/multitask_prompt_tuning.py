@@ -14,12 +14,11 @@ Source: Wang et al. 2023, https://arxiv.org/abs/2303.02861, sections 3.1 and 3.2
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ftkit.errors import ModelError
 from ftkit.methods.base import Default, Paper
 from ftkit.methods.parts.prompts import Length, PromptMethod, length_default, prompt_train_defaults
 from ftkit.recipe.schema import Strict
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ftkit.models.facts import ModelFacts
-    from ftkit.models.layout import ModelLayout
     from ftkit.models.stacks import InputPlace
 
 
@@ -75,18 +73,6 @@ class MultitaskPromptTuning(PromptMethod):
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:
         return {**prompt_train_defaults(facts), "method.length": length_default(facts)}
-
-    @property
-    def source_column(self) -> str | None:
-        return None if self.options.source_column is None else str(self.options.source_column)
-
-    def take_sources(self, names: Sequence[str]) -> None:
-        self.sources = tuple(names)
-
-    def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
-        if self.source_column is not None and not self.sources:
-            raise ModelError("the names of the sources are not known", hint="Call take_sources(names) before apply")
-        return super().apply(model, layout)
 
     def prompt_parameters(self, width: int) -> int:
         return self.length * width + max(1, len(self.sources)) * (self.length + width)

@@ -18,3 +18,6 @@ OWN_ATTENTION = frozenset(
     """.split()
 )
 """Model types whose attention is not computed by one of transformers' exchangeable functions, into which a prefix can be put."""
+
+WITHOUT_ROWS = frozenset({"fsmt", "reformer", "xlnet"})
+"""Model types whose blocks cannot tell rows apart: positions come first there, or the backward pass runs blocks by itself."""

@@ -13,8 +13,7 @@ modules named in the config do the work, and one module `soft_prompt` at its roo
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,9 +26,9 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ftkit.errors import ModelError
-from ftkit.models.row_sources import SOURCE_IDS
 from ftkit.tuners.hooked import HookedTuner
 from ftkit.tuners.prompt_encoders import make_encoder
+from ftkit.tuners.sourced_rows import RowSources
 
 NAME = "soft_prompt"
 
@@ -82,9 +81,7 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
         self._sources: dict[str, tuple[str, ...]] = {}
-        self._source_ids: Tensor | None = None
-        self._generated_ids: Tensor | None = None
-        self.default_source: int | None = None
+        self.row_sources = RowSources()
         self._order = _Order(0, 0, None)
         self._room: int | None = None
         self._causal = False
@@ -113,8 +110,7 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         else:
             handles = [target.register_forward_hook(self._after_embedding)]
         handles += [module.register_forward_hook(self._after_stack) for module in outputs]
-        handles.append(model.register_forward_pre_hook(self._before_model, with_kwargs=True))
-        handles.append(model.register_forward_hook(self._after_model, always_call=True))
+        handles += self.row_sources.hook(model)
         if config.decoder_module is not None:
             decoder = model.get_submodule(config.decoder_module)
             handles.append(decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
@@ -129,15 +125,6 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
         """Virtual tokens in force; 0 while the adapter is disabled."""
         encoder: Any = self._encoder()
         return 0 if encoder is None else encoder.length
-
-    @contextmanager
-    def generating(self, source_ids: Tensor | None) -> Iterator[None]:
-        """While this lasts, calls that name no sources have rows of these, int64 (B,), each as often as there are beams."""
-        before, self._generated_ids = self._generated_ids, source_ids
-        try:
-            yield
-        finally:
-            self._generated_ids = before
 
     def _name(self) -> str | None:
         active = [] if self.disable_adapters else [name for name in self.active_adapters if name in self.soft_prompt_encoder]
@@ -156,27 +143,8 @@ class SoftPrompt(nn.Module, BaseTunerLayer):
 
     def _numbers(self, rows: int, sources: Sequence[str]) -> Tensor:
         """The source of each row, int64 (rows,). Raises ModelError if the call does not say which that is."""
-        known = ", ".join(f"{number} {name}" for number, name in enumerate(sources))
-        hint = f"Pass `{SOURCE_IDS}`, a number for each row: {known}"
-        found = self._generated_ids if self._source_ids is None else self._source_ids
-        if found is None and self.default_source is not None:
-            return torch.full((rows,), self.default_source)
-        if found is None:
-            raise ModelError("the prompt differs by source, and the call does not say which the rows are from", hint=hint)
-        beams = 1 if self._source_ids is not None else rows // len(found)
-        if beams * len(found) != rows:
-            raise ModelError(f"{len(found)} numbers of sources were given for {rows} rows", hint=hint)
-        if bool(((found < 0) | (found >= len(sources))).any()):
-            raise ModelError(f"{found.tolist()} are not all numbers of sources", hint=hint)
-        return found.repeat_interleave(beams)
-
-    def _before_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Takes the numbers of sources out of the arguments."""
-        self._source_ids = kwargs.get(SOURCE_IDS)
-        return args, {name: value for name, value in kwargs.items() if name != SOURCE_IDS}
-
-    def _after_model(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._source_ids = None
+        found = self.row_sources.rows(rows, sources)
+        return found.present[found.members].repeat_interleave(rows // len(found.members))
 
     def _before_tokens(self, stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]] | None:
         self._order = _Order(0, 0, None)
@@ -284,7 +252,7 @@ class SoftPromptModel(HookedTuner):
     def generate(self, *args: Any, source_ids: Tensor | None = None, **kwargs: Any) -> Any:
         """What the model generates for rows of these sources, int64 (B,), where the prompt differs by source."""
         model: Any = self.model
-        with self.layer.generating(source_ids):
+        with self.layer.row_sources.generating(source_ids):
             return model.generate(*args, **kwargs)
 
     @property

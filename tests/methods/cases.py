@@ -84,6 +84,7 @@ VARIANTS: Mapping[str, list[tuple[dict[str, Any], tuple[str, ...]]]] = {
         ({}, tuple(FAMILIES)),
         ({"generated_norm": False, "norms": False, "task_size": 4, "dropout": 0.1}, ("distilbert", "gpt2", "t5")),
         ({"cross_attention": True, "embedding_size": 3, "hidden_size": 5, "blocks": ["1-3"]}, ("bart", "t5")),
+        ({"source_column": "origin"}, tuple(FAMILIES)),
     ],
     "ia3": [({}, tuple(FAMILIES)), ({"targets": ["query", "attention_out", "ffn_in"], "blocks": [0]}, (*SOME, "bart", "vit"))],
     "layernorm": [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ftkit.errors import ModelError
 from ftkit.methods.hypernetwork import HypernetworkAdapters, Options
 from ftkit.models.layout import ModelLayout
 from ftkit.tuners.bottleneck import AdapterLayer
-from tests.methods.adapter_reference import INSTALL
+from tests.methods.adapter_reference import INSTALL, Adapters
 from tests.methods.cases import LABELS, batch_of, facts_of, fresh_model, logits_of
 
 SMALL: dict[str, Any] = {"reduction_factor": 4.0, "task_size": 5, "hidden_size": 7, "embedding_size": 6, "norms": False}
@@ -35,6 +36,32 @@ def random_model(family: str, **options: Any) -> tuple[Any, ModelLayout]:
     return wrapped, layout
 
 
+def adapters_by_hand(w: Mapping[str, Tensor], task: Tensor, blocks: int) -> Adapters:
+    """The adapters of a task that a network of parameters w writes, for the small options and models."""
+    width, size = 16, 4
+
+    def adapter(block: int, place: int) -> Callable[[Tensor], Tensor]:
+        joint = torch.cat([task, w["blocks"][block], w["places"][place]])
+        hidden = torch.relu(w["first.weight"] @ joint + w["first.bias"])
+        raw = w["second.weight"] @ hidden + w["second.bias"]
+        centered = raw - raw.mean()
+        embedding = centered / torch.sqrt((centered**2).mean() + 1e-6) * w["norm.weight"] + w["norm.bias"]
+        names = {name.split(".")[1] for name in w if name.startswith("maps.")}
+        made = {name: w[f"maps.{name}.weight"] @ embedding + w[f"maps.{name}.bias"] for name in names}
+
+        def apply(x: Tensor) -> Tensor:
+            down = x @ made["down"].view(size, width).T + made["down_bias"]
+            y = functional.gelu(down, approximate="tanh") @ made["up"].view(width, size).T + made["up_bias"]
+            if "gain" not in made:
+                return y
+            y = y - y.mean(-1, keepdim=True)
+            return y / torch.sqrt((y**2).mean(-1, keepdim=True) + 1e-5) * made["gain"] + made["shift"]
+
+        return apply
+
+    return {f"{n} {name}": adapter(n, place) for n in range(blocks) for place, name in ((0, "attention"), (1, "feed-forward"))}
+
+
 @pytest.mark.parametrize("generated_norm", [True, False])
 @pytest.mark.parametrize("family", list(INSTALL))
 def test_equals_blocks_with_adapters_written_out(family: str, generated_norm: bool) -> None:
@@ -44,30 +71,8 @@ def test_equals_blocks_with_adapters_written_out(family: str, generated_norm: bo
     functional.cross_entropy(logits, LABELS).backward()
 
     w = {name: parameter.detach().clone().requires_grad_() for name, parameter in network_of(wrapped).named_parameters()}
-    width, size = 16, 4
-
-    def adapter(block: int, place: int) -> Any:
-        joint = torch.cat([w["task"], w["blocks"][block], w["places"][place]])
-        hidden = torch.relu(w["first.weight"] @ joint + w["first.bias"])
-        raw = w["second.weight"] @ hidden + w["second.bias"]
-        centered = raw - raw.mean()
-        embedding = centered / torch.sqrt((centered**2).mean() + 1e-6) * w["norm.weight"] + w["norm.bias"]
-        made = {name: w[f"maps.{name}.weight"] @ embedding + w[f"maps.{name}.bias"] for name in network_of(wrapped).maps}
-
-        def apply(x: Tensor) -> Tensor:
-            down = x @ made["down"].view(size, width).T + made["down_bias"]
-            y = functional.gelu(down, approximate="tanh") @ made["up"].view(width, size).T + made["up_bias"]
-            if not generated_norm:
-                return y
-            y = y - y.mean(-1, keepdim=True)
-            return y / torch.sqrt((y**2).mean(-1, keepdim=True) + 1e-5) * made["gain"] + made["shift"]
-
-        return apply
-
     plain, _ = fresh_model(family, dtype=torch.float64)
-    count = len(layout.blocks)
-    adapters = {f"{n} {name}": adapter(n, place) for n in range(count) for place, name in ((0, "attention"), (1, "feed-forward"))}
-    INSTALL[family](plain, adapters, "houlsby")
+    INSTALL[family](plain, adapters_by_hand(w, w["task"], len(layout.blocks)), "houlsby")
     expected = plain(**inputs).logits
     functional.cross_entropy(expected, LABELS).backward()
     torch.testing.assert_close(logits, expected, atol=1e-8, rtol=0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from ftkit.methods.base import AdapterMethod, Capabilities, Default
+from ftkit.methods.base import Capabilities, Default
+from ftkit.methods.parts.sources import SourcedMethod
 from ftkit.models.sequences import CHANGING_LENGTH, PLAIN_VISION, WITHOUT_CACHE
 from ftkit.recipe.schema import Auto
 
@@ -50,7 +50,7 @@ def prompt_train_defaults(facts: ModelFacts) -> dict[str, Default]:
     return {**found, "train.epochs": Default(value=20.0, source="PEFT's P-tuning guide (RoBERTa large on MRPC)")}
 
 
-class PromptMethod(AdapterMethod):
+class PromptMethod(SourcedMethod):
     """A method that trains a prompt through the tuner `ftkit.tuners.soft_prompt`. Its options have `length`.
 
     encoder: what gives the vectors in training, see `ftkit.tuners.prompt_encoders`.
@@ -59,8 +59,6 @@ class PromptMethod(AdapterMethod):
     capabilities = Capabilities(adapter=True, merge=False, quantized=True)
     known_to_peft = False
     prefix = "soft_prompt_"
-    sources: Sequence[str] = ()
-    """Names of the sources that have a prompt each; () where there is one prompt."""
 
     @property
     @abstractmethod
@@ -115,7 +113,7 @@ class PromptMethod(AdapterMethod):
             causal=place.causal,
             output_module=place.output,
             decoder_module=place.decoder,
-            sources=list(self.sources) or None,
+            sources=self.source_names(),
         )
         wrapped = wrap(model, layout, config, self.declares)
         if vectors is not None:
