@@ -144,7 +144,7 @@ def _change_by_row(x: Tensor, weights: Mapping[str, Tensor], members: Tensor, ac
     hidden = activation(torch.baddbmm(own["down_bias"][:, None], inputs, own["down"].mT))
     change = torch.baddbmm(own["up_bias"][:, None], hidden, own["up"].mT)
     if "gain" in own:
-        change = functional.layer_norm(change, change.shape[-1:]) * own["gain"][:, None] + own["shift"][:, None]
+        change = torch.addcmul(own["shift"][:, None], functional.layer_norm(change, change.shape[-1:]), own["gain"][:, None])
     return change.reshape(x.shape)
 
 

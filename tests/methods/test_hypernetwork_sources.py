@@ -171,24 +171,28 @@ def test_unloading_leaves_the_plain_model() -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 def test_plain_generation_takes_the_sources_of_its_rows(beams: int, family: str) -> None:
     base = tiny_model(family, "AutoModelForSeq2SeqLM" if family == "t5" else "AutoModelForCausalLM").eval()
-    # As initialized, tiny models write one token whatever the adapters do.
+    # As initialized, tiny models write one token whatever they read.
     torch.manual_seed(5)
     for parameter in base.parameters():
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.3)
     model = randomized(sourced().apply(base, ModelLayout(base)), 1.0)
-    tokens = torch.tensor([[8, 9, 10]] * 3)
-    options: dict[str, Any] = {"max_new_tokens": 6, "num_beams": beams, "do_sample": False}
-    together = model.generate(
-        input_ids=tokens, attention_mask=torch.ones_like(tokens), source_ids=torch.tensor([2, 0, 1]), **options
-    )
+
+    def scores(*sources: int) -> list[Tensor]:
+        """Of each step: (rows, beams, vocabulary)."""
+        tokens, settings = torch.tensor([[8, 9, 10]] * len(sources)), {"return_dict_in_generate": True, "output_scores": True}
+        ids, mask = torch.tensor(sources), torch.ones_like(tokens)
+        options: dict[str, Any] = {"max_new_tokens": 5, "num_beams": beams, "do_sample": False, **settings}
+        steps = model.generate(input_ids=tokens, attention_mask=mask, source_ids=ids, **options).scores
+        return [step.view(len(sources), beams, -1) for step in steps]
+
+    together = scores(2, 0, 1)
     for row, source in enumerate((2, 0, 1)):
-        alone = model.generate(
-            input_ids=tokens[:1], attention_mask=torch.ones_like(tokens[:1]), source_ids=torch.tensor([source]), **options
-        )
-        width = min(alone.shape[1], together.shape[1])
-        assert alone[0, :width].tolist() == together[row, :width].tolist()
-    assert len({tuple(row) for row in together.tolist()}) > 1
+        for found, step in zip(scores(source), together, strict=False):
+            torch.testing.assert_close(found[0], step[row], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together[0][0], together[0][1], atol=1e-3)
+    with pytest.raises(ModelError, match="does not say which"):
+        model.generate(input_ids=torch.tensor([[8, 9]]), attention_mask=torch.ones(1, 2, dtype=torch.long), max_new_tokens=2)
 
 
 def test_the_adapter_loads_by_plain_peft_beside_one_without_sources(tmp_path: Path) -> None:
