@@ -304,7 +304,9 @@ def _refuse_edited_plan(folder: Path, recipe: Recipe) -> None:
         changed = edited_values(recipe, read_json(folder / LOCK))
     if changed:
         hint = "Put the values back; options that prediction may change go on the command line, as task.KEY=VALUE"
-        problems = [Problem(message=f"was changed after training: {change}", place=str(folder / PLAN), hint=hint) for change in changed]
+        problems = [
+            Problem(message=f"was changed after training: {change}", place=str(folder / PLAN), hint=hint) for change in changed
+        ]
         raise RunFolderError(problems)
 
 
