@@ -20,12 +20,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from ftkit.api import (
+        baseline,
         convert_adapter,
         diff_adapters,
         doctor,
         export,
         extract_lora,
         fuse_adapters,
+        gate,
         inspect,
         inspect_adapter,
         list_adapters,
@@ -43,12 +45,14 @@ if TYPE_CHECKING:
 __all__ = [
     "FtkitError",
     "__version__",
+    "baseline",
     "convert_adapter",
     "diff_adapters",
     "doctor",
     "export",
     "extract_lora",
     "fuse_adapters",
+    "gate",
     "inspect",
     "inspect_adapter",
     "list_adapters",

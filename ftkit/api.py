@@ -134,6 +134,24 @@ def load_adapters(
     return found
 
 
+def gate(run: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Holds a finished run against gates again, without training: `{folder, recipe, splits, gates, notes, exit_code}` (0, or 4).
+
+    overrides: other gates than its own (`expect={accuracy: ">= 0.9"}`). Raises RecipeError for gates that cannot be, RunFolderError for
+    what is no finished run.
+    """
+    from ftkit.run.gating import gate_run
+
+    return gate_run(Path(run), overrides)
+
+
+def baseline(run: str | Path) -> dict[str, Any]:
+    """What the baseline file of a finished run holds, which `expect: {vs: {file: ...}}` compares with. Raises RunFolderError."""
+    from ftkit.run.baseline import make_baseline
+
+    return make_baseline(Path(run))
+
+
 def export(
     run: str | Path, format: str, *, to: str | Path | None = None, allow_code: bool = False, observer: Observer | None = None
 ) -> dict[str, Any]:

@@ -61,8 +61,11 @@ def abandon_standard_output() -> None:
 
 
 def print_problems(problems: Sequence[Problem], *, kind: str = "error") -> None:
-    """Each problem on standard error: the place in bold and the hint dimmed in a terminal."""
+    """Each problem on standard error: the place in bold and the hint dimmed in a terminal. GitHub Actions gets annotations, too."""
+    from ftkit.cli.github import annotate
+
     draw = is_terminal(sys.stderr)
+    annotate(problems, kind)
     for problem in problems:
         if draw:
             _draw(problem, kind)
@@ -89,6 +92,9 @@ def _report(kind: str, problems: Sequence[Problem], exit_code: int, as_json: boo
     if not as_json or any(problem.place == STANDARD_OUTPUT for problem in problems):
         print_problems(problems)
         return exit_code
+    from ftkit.cli.github import annotate
+
+    annotate(problems)
     document = {"kind": kind, "exit_code": exit_code, "problems": [problem.to_json() for problem in problems]}
     with standard_output_for_documents():
         emit({"error": document})

@@ -52,7 +52,7 @@ def run_facts(results: Mapping[str, Any]) -> dict[str, str]:
     if memory := results.get("peak_memory_mib"):
         facts["peak memory"] = shown_mib(memory)
     for gate in results.get("gates") or ():
-        facts[f"gate {gate['metric']}"] = gate_text(gate)
+        facts[f"gate {gate_name(gate)}"] = gate_text(gate)
     for form, export in (results.get("exports") or {}).items():
         place = Path(results["folder"]) / export["path"]
         difference = f"{export['max_abs_difference']:.1e}"
@@ -63,7 +63,23 @@ def run_facts(results: Mapping[str, Any]) -> dict[str, str]:
 def gate_text(gate: Mapping[str, Any]) -> str:
     """`0.9640 on test, expected >= 0.96: met`."""
     verdict = "met" if gate["passed"] else "NOT MET"
-    return f"{shown_number(gate['value'])} on {gate['split']}, expected {gate['expected']}: {verdict}"
+    if (distance := gate.get("missed_by")) is not None:
+        verdict += f", by {distance:.3g}"
+    return f"{measured_text(gate)}, expected {gate['expected']}: {verdict}"
+
+
+def measured_text(gate: Mapping[str, Any]) -> str:
+    """`0.9640 on test`, with what of it the gate looks at: the end of an interval, the difference to a baseline."""
+    text = shown_number(gate["value"]) + (f" on {gate['split']}" if gate["split"] else "")
+    if baseline := gate.get("baseline"):
+        text += f", {shown_number(baseline['value'])} in {one_line(baseline['file'])}: "
+        return text + ("at worst a difference of " if gate["confident"] else "a difference of ") + shown_number(gate["compared"])
+    return f"{text}, at worst {shown_number(gate['compared'])}" if gate.get("confident") else text
+
+
+def gate_name(gate: Mapping[str, Any]) -> str:
+    """The key of a gate below `expect`."""
+    return one_line(gate.get("gate") or gate["metric"])
 
 
 def next_commands(results: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ftkit.cli.ci import Junit, missed_problems, reported
+from ftkit.cli.failure import print_problems
+from ftkit.cli.github import annotate
 from ftkit.cli.options import AllowCode, AsJson, Overrides, Plugins, Quiet, RecipeFile, load_plugins, refuse_both
 from ftkit.cli.output import emit
 from ftkit.cli.shipped import recipe_file
@@ -25,6 +28,7 @@ def train(
     as_json: AsJson = False,
     plugins: Plugins = None,
     allow_code: AllowCode = False,
+    junit: Junit = None,
 ) -> None:
     """Train, evaluate and export what a recipe says.
 
@@ -35,31 +39,25 @@ def train(
     from ftkit import api
     from ftkit.cli.display import make_display
 
-    checked = api.load_recipe(recipe_file(recipe), overrides or ())
-    with make_display(quiet=quiet, as_json=as_json) as display:
+    with reported(recipe.stem, junit) as report, make_display(quiet=quiet, as_json=as_json) as display:
+        checked = api.load_recipe(recipe_file(recipe), overrides or ())
+        report.expects(checked)
         result = api.train(checked, output=output, resume=resume, overwrite=overwrite, observer=display, allow_code=allow_code)
         if not display.closed_with_results:
             display.finished(result.results)
+        report.ends(result.results)
+    missed = missed_problems(result.results.get("gates") or ())
     if as_json:
         emit(result.results)
+        annotate(missed)
     else:
-        _report_missed_gates(result.results)
+        print_problems(missed)
         if quiet:
             _report_warning(result.results)
     raise typer.Exit(result.exit_code)
 
 
-def _report_missed_gates(results: dict) -> None:
-    from ftkit.cli.failure import print_problems
-    from ftkit.cli.summary import gate_text
-    from ftkit.errors import Problem
-
-    missed = [gate for gate in results.get("gates") or () if not gate["passed"]]
-    print_problems([Problem(message=gate_text(gate), key=f"expect.{gate['metric']}") for gate in missed])
-
-
 def _report_warning(results: dict) -> None:
-    from ftkit.cli.failure import print_problems
     from ftkit.errors import Problem
 
     if warning := results.get("warning"):

@@ -122,11 +122,6 @@ def _word(details: list[dict[str, Any]], path: KeyPath, model: type[BaseModel], 
         return "is required", f"Add `{path[-1]}:`"
     if first["type"] == "value_error":
         return str(first["ctx"]["error"]), ""
-    if path[:1] == ("expect",) and isinstance(first["input"], (int, float)):
-        return (
-            f"{first['input']} is not a comparison",
-            f'Write which way it is good, in quotes: `{path[-1]}: ">= {first["input"]}"`',
-        )
     expected = list(dict.fromkeys(_expected(detail) for detail in details))
     return f"{_shown(first['input'])} is not {' or '.join(expected)}", ""
 

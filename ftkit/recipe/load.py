@@ -9,7 +9,7 @@ from typing import Any
 
 from ftkit.errors import Problem, RecipeError
 from ftkit.recipe.checking import check, key_homes, sound_part
-from ftkit.recipe.expectations import parse_bound
+from ftkit.recipe.expectations import gated_metrics, wrong_gates, wrong_names
 from ftkit.recipe.overriding import apply_overrides, resolve_references
 from ftkit.recipe.phases import KEY, has_phases, phase_documents, unmergeable_phases
 from ftkit.recipe.reading import Document, dotted, read_file, read_text
@@ -18,6 +18,8 @@ from ftkit.registry import METHODS, TASKS, Registry
 
 Rule = tuple[tuple[str | int, ...], str, str]
 """A broken rule: path of the key, message, hint."""
+
+GATES = "expect"
 
 COMPONENTS: dict[str, Registry[Any]] = {"task": TASKS, "method": METHODS}
 
@@ -80,7 +82,18 @@ def _checked(document: Document, origin: Origin) -> Recipe:
     if problems or body is None:
         raise RecipeError(sorted(problems, key=_position))
     fields = {name: getattr(body, name) for name in RecipeBody.model_fields}
+    origin = replace(origin, gate_places=_gate_places(document))
     return Recipe.model_construct(None, **{**fields, **components, "origin": origin, "earlier": ()})
+
+
+def _gate_places(document: Document) -> dict[str, str]:
+    """Where each key of `expect` stands, by dotted key."""
+    found: dict[str, str] = {}
+    for name, value in (document.value.get(GATES) or {}).items():
+        found[name] = document.place((GATES, name))
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": document.place((GATES, name, inner)) for inner in value}
+    return found
 
 
 def _homes(document: Document) -> dict[str, list[str]]:
@@ -156,11 +169,10 @@ def _across_keys(body: RecipeBody, components: dict[str, Component], document: D
         found.append(
             (("train", "momentum"), f"the optimizer {train.optimizer!r} has no momentum", "Remove it, or use `optimizer: sgd`")
         )
-    if body.expect and not (has_validation or has_test):
+    malformed = wrong_gates(body.expect)
+    if not malformed and gated_metrics(body.expect) and not (has_validation or has_test):
         found.append((("expect",), "there is no test or validation split to read metrics off", "Add `data.test` or `data.split`"))
-    for name, bound in body.expect.items():
-        if (wrong := parse_bound(bound)[1]) != "":
-            found.append((("expect", name), wrong, 'Write a comparison, as in ">= 0.95"'))
+    found += malformed
     found += _component_rules(body, components)
     return [Problem(message=message, place=document.place(path), key=dotted(path), hint=hint) for path, message, hint in found]
 
@@ -193,7 +205,6 @@ def _metric_rules(body: RecipeBody, task: Any) -> list[Rule]:
     named: list[tuple[tuple[str | int, ...], str]] = [(("train", "best_metric"), body.train.best_metric)]
     if body.train.early_stopping:
         named.append((("train", "early_stopping", "metric"), body.train.early_stopping.metric))
-    named += [(("expect", name), name) for name in body.expect]
     hint = f"The metrics of {task.name}: {', '.join(known)}"
     wrong: list[Rule] = []
     watched = body.train.early_stopping.metric if body.train.early_stopping else "auto"
@@ -201,6 +212,7 @@ def _metric_rules(body: RecipeBody, task: Any) -> list[Rule]:
         message = f"watches {watched!r}, but `train.best_metric` is {body.train.best_metric!r}"
         wrong.append((("train", "early_stopping", "metric"), message, "One metric decides both; remove one of the two"))
     wrong += [(path, f"unknown metric {name!r}", hint) for path, name in named if name != "auto" and name not in known]
+    wrong += wrong_names(body.expect, {metric.name: metric.headline for metric in task.metrics()}, body.export, task.name)
     if body.train.label_smoothing and not task.supports_label_smoothing:
         wrong.append((("train", "label_smoothing"), f"{task.name} as given has no labels to smooth", "Remove it"))
     return wrong

@@ -13,6 +13,7 @@ from ftkit.errors import Problem, RecipeError
 from ftkit.methods.base import Default, Method
 from ftkit.models.facts import ModelFacts
 from ftkit.paths import PACKAGE_PREFIX
+from ftkit.recipe.expectations import FILE, VERSUS, gated_metrics
 from ftkit.recipe.schema import Component, Recipe
 from ftkit.recipe.writing import block_lines
 from ftkit.registry import METHODS, TASKS
@@ -47,9 +48,8 @@ class Plan:
         """A fresh task object with the planned options, which reads what the method needs of a row and knows the metrics that the
         recipe counts on."""
         task = with_sources(TASKS.get(self.recipe.task.name), self.method().source_column)(self.recipe.task.options)
-        task.counted_on = {self.recipe.train.best_metric: "train.best_metric"} | {
-            name: f"expect.{name}" for name in self.recipe.expect
-        }
+        gated = {name: f"expect.{key}" for name, key in gated_metrics(self.recipe.expect).items()}
+        task.counted_on = {self.recipe.train.best_metric: "train.best_metric"} | gated
         return task
 
     def method(self) -> Method:
@@ -165,7 +165,14 @@ def _absolute_paths(recipe: Recipe, base: Path) -> Recipe:
     files = {name: locate(text, base) for name, text in written.items() if isinstance(text, str) and Path(text).suffix}
     task = recipe.task.model_copy(update={"options": options.model_copy(update=files)})
     method = _with_absolute_folders(recipe.method, base)
-    changes = {"model": model.model_copy(update=names), "task": task, "data": data.model_copy(update=sources), "method": method}
+    changes: dict[str, Any] = {
+        "model": model.model_copy(update=names),
+        "task": task,
+        "data": data.model_copy(update=sources),
+        "method": method,
+    }
+    if (versus := recipe.expect.get(VERSUS)) is not None:
+        changes["expect"] = {**recipe.expect, VERSUS: {**versus, FILE: locate(versus[FILE], base)}}
     return recipe.model_copy(update=changes)
 
 

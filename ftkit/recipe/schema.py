@@ -7,11 +7,12 @@ No key is read anywhere under another spelling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, WithJsonSchema, model_validator
 
 Auto = Literal["auto"]
 
@@ -262,6 +263,22 @@ class Component(BaseModel):
     options: SerializeAsAny[Strict]
 
 
+_GATE = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"bound": {"type": "string"}, "confident": {"type": "boolean"}},
+            "required": ["bound"],
+            "additionalProperties": False,
+        },
+    ]
+}
+_VERSUS = {"type": "object", "properties": {"file": {"type": "string"}}, "required": ["file"], "additionalProperties": _GATE}
+_GATES = {"type": "object", "properties": {"vs": _VERSUS}, "additionalProperties": _GATE}
+"""The form of `expect`, for editors; `recipe.expectations` checks it."""
+
+
 class RecipeBody(Strict):
     """Every key of a recipe except the options of the task and the method, which those declare."""
 
@@ -271,8 +288,11 @@ class RecipeBody(Strict):
     export: Annotated[list[Literal["adapter", "merged"]], BeforeValidator(_as_list)] = Field(
         default_factory=list, description="adapter: what PEFT loads; merged: what plain transformers loads."
     )
-    expect: dict[str, str] = Field(
-        default_factory=dict, description='Gates: {metric: ">= 0.95"}, read off the test split (validation where there is no test).'
+    expect: Annotated[dict[str, Any], WithJsonSchema(_GATES)] = Field(
+        default_factory=dict,
+        description='Gates: `{accuracy: ">= 0.95"}`, read off the test split (validation where there is no test). A metric or a '
+        'resource (`peak_memory_mib: "< 4000"`); `{bound: ">= 0.95", confident: true}`: the unfavorable end of the 95 % interval must '
+        'hold; `vs: {file: baseline.json, accuracy: ">= -0.005"}`: the difference to a baseline.',
     )
     phases: list[dict[str, Any]] | None = Field(
         None,
@@ -293,6 +313,7 @@ class Origin:
     """Where a recipe came from: its name (file stem), the folder its relative paths start from, its text and the overrides.
 
     phase: which of the recipe's phases this is, from 1, and where that stands; 0 for a recipe without phases.
+    gate_places: where each key below `expect` stands, by dotted key.
     """
 
     name: str
@@ -301,6 +322,7 @@ class Origin:
     overrides: tuple[str, ...] = ()
     phase: int = 0
     phase_place: str = ""
+    gate_places: Mapping[str, str] = field(default_factory=dict)
 
 
 class Recipe(RecipeBody):

@@ -22,6 +22,9 @@ RESULTS, METRICS, PLAN, RECIPE, LOCK, TASK, LOG, CARD, PROBE = (
 TASK_DIGEST = "task_sha256"
 """In results.json: sha256 of task.json, which holds the names of the labels."""
 
+FINISHED = ("completed", "gate_not_met")
+"""What results.json says is the status of a run that is over and has all its results."""
+
 REFUSED = 2
 """Exit code of what the recipe, the data or the model make impossible."""
 

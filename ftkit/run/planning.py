@@ -15,7 +15,9 @@ from ftkit.models.facts import ModelFacts, read_facts
 from ftkit.recipe.phase_plans import plan_phases, whole_sources, whole_values, whole_yaml
 from ftkit.recipe.plan import Plan, make_plan
 from ftkit.recipe.schema import Recipe
+from ftkit.run.baseline import Baseline, read_baseline_of, refuse_other_rows
 from ftkit.run.machine import has_gpu
+from ftkit.run.measurements import gated_split
 from ftkit.run.observer import Observer
 from ftkit.tasks.base import Task
 
@@ -47,14 +49,24 @@ def validation_report(recipe: Recipe, observer: Observer | None = None) -> dict[
     watching = observer or Observer()
     watching.stage("checking the recipe")
     plan = make_plan_here(recipe)
+    baseline = read_baseline_of(plan.recipe)
     watching.stage("reading data")
     splits = load_splits(plan.recipe.data, plan.task(), recipe.origin.base, watching)
+    _refuse_other_baseline(baseline, plan, splits)
     return {
         "plan": whole_values(plan),
         "sources": whole_sources(plan),
         "splits": {name: {"rows": len(table)} for name, table in splits.items()},
         "notes": [*_unchecked_model(plan), *splits.notes],
     }
+
+
+def _refuse_other_baseline(baseline: Baseline | None, plan: Plan, splits: Splits) -> None:
+    """Raises RecipeError if the gates compare with a baseline that was measured on other rows."""
+    if baseline is not None:
+        tables = dict(splits.items())
+        split = gated_split(tables)
+        refuse_other_rows(baseline, plan.recipe, split, tables[split].fingerprint() if split in tables else None)
 
 
 def _unchecked_model(plan: Plan) -> list[str]:
@@ -76,8 +88,10 @@ def plan_report(recipe: Recipe, *, observer: Observer | None = None, allow_code:
     watching = observer or Observer()
     watching.stage("checking the recipe")
     plan = make_plan_here(recipe)
+    baseline = read_baseline_of(plan.recipe)
     parts = (*plan.earlier, plan)
     sizes, rows = [], _encoded(parts[0], watching, allow_code)
+    _refuse_other_baseline(baseline, plan, rows.splits)
     for part in parts:
         if part.recipe.task != rows.plan.recipe.task or part.method().source_column != rows.task.source_column:
             rows = _encoded(part, watching, allow_code)

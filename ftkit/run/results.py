@@ -1,4 +1,4 @@
-"""results.json: what a run found, for people, scripts and gates."""
+"""results.json: what a run found, for people and scripts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from typing import Any
 import torch
 
 from ftkit import __version__
-from ftkit.errors import GateError, Problem
 from ftkit.files import sha256_of
-from ftkit.recipe.expectations import parse_bound
 from ftkit.recipe.plan import Plan
 from ftkit.registry import TASKS
 from ftkit.run.training import Outcome
 
 SCHEMA_VERSION = 1
-BIGGEST_SIGNIFICANT_DIGITS = 4
 
 
 class Clock:
@@ -86,37 +83,6 @@ def peak_memory_mib() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def gates(expect: dict[str, str], splits: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each gate with the measured value, read off the test split, or validation where there is no test."""
-    split = "test" if "test" in splits else "validation"
-    metrics = splits[split]["metrics"] if split in splits else {}
-    found = []
-    for name, text in expect.items():
-        bound, _ = parse_bound(text)
-        value = metrics.get(name)
-        found.append(
-            {"metric": name, "split": split, "expected": text, "value": value, "passed": bound is not None and bound.holds(value)}
-        )
-    return found
-
-
-def missed_gates(found: list[dict[str, Any]]) -> GateError | None:
-    """The error that names every gate that was not met, None if all were."""
-    problems = [
-        Problem(
-            message=f"{gate['split']} {gate['metric']} is {_short(gate['value'])}, expected {gate['expected']}",
-            key=f"expect.{gate['metric']}",
-        )
-        for gate in found
-        if not gate["passed"]
-    ]
-    return GateError(problems) if problems else None
-
-
-def _short(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.{BIGGEST_SIGNIFICANT_DIGITS}g}"
 
 
 def artifacts(folder: Path) -> list[dict[str, Any]]:

@@ -23,10 +23,12 @@ from ftkit.models.naming import unusual_backbone
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Recipe
 from ftkit.report.model_card import model_card
+from ftkit.run.baseline import Baseline, comparison_notes, read_baseline_of, refuse_other_rows
 from ftkit.run.compiling import compile_failure
 from ftkit.run.exporting import export_all, probe_inputs
 from ftkit.run.folder import (
     CARD,
+    FINISHED,
     LOCK,
     LOG,
     METRICS,
@@ -41,20 +43,20 @@ from ftkit.run.folder import (
     open_run_folder,
     readable,
 )
+from ftkit.run.gating import MISSED, gates, missed
 from ftkit.run.learning import lost_ground, rising_loss, step_losses
 from ftkit.run.lockfile import differences, make_lock
+from ftkit.run.measurements import gated_split
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import make_plan_here
-from ftkit.run.results import Clock, artifacts, gates, missed_gates, opening, training_facts
+from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.signals import raising_signals
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
 
 FEW_STEPS = 50
 """Fewer leave the learning rate's schedule hardly time to rise and fall."""
-
-FINISHED = ("completed", "gate_not_met")
 
 STATUS_OF_EXIT = {2: "refused", 3: "diverged", 4: "gate_not_met", 5: "out_of_memory", 130: "interrupted", 143: "interrupted"}
 
@@ -81,6 +83,7 @@ def train(
     clock, watching = Clock(), observer or Observer()
     watching.stage("checking the recipe")
     phases: list[PhaseResult] = []
+    baseline = read_baseline_of(recipe)
     if recipe.earlier:
         path = output or Path(make_plan_here(recipe).recipe.output)
         options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observer": watching, "allow_code": allow_code}
@@ -94,7 +97,9 @@ def train(
     task = plan.task()
     task.allow_code = allow_code
     splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
-    splits.fingerprints(watching)
+    digests = splits.fingerprints(watching)
+    if baseline is not None:
+        refuse_other_rows(baseline, plan.recipe, gated_split(digests), digests.get(gated_split(digests)))
     processor, key = prepare_processor(plan)
     accelerator = make_accelerator(plan.recipe.train.precision, trackers=list(plan.recipe.trackers), folder=path)
     if accelerator.num_processes > 1:
@@ -107,7 +112,7 @@ def train(
             if (done := folder.results()) and done.get("status") in FINISHED:
                 watching.note(f"this run is already finished ({done['status']}); nothing was done")
                 return RunResult(path, done, int(done.get("exit_code", 0)))
-        run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator)
+        run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator, baseline=baseline)
         if phases:
             run.results["phases"] = [asdict(phase) for phase in phases]
         return run.go(task, processor, key, allow_code)
@@ -149,9 +154,10 @@ class _Run:
         splits: Splits,
         lock: dict[str, Any],
         accelerator: Accelerator,
+        baseline: Baseline | None,
     ) -> None:
         self.plan, self.folder, self.clock = plan, folder, clock
-        self.splits, self.lock, self.accelerator = splits, lock, accelerator
+        self.splits, self.lock, self.accelerator, self.baseline = splits, lock, accelerator, baseline
         self.results = opening(plan, clock, folder.path)
         self.observer = RecordingObserver(observer, self.results["notes"])
 
@@ -206,7 +212,8 @@ class _Run:
         self.observer.stage("looking at rows")
         quick = quick_findings(self.splits, task, self.plan.recipe.train)
         moved = [f"what was in {folder.path} before is in {folder.moved_aside}"] if folder.moved_aside else []
-        for note in [*moved, *self.splits.notes, *map(str, quick)]:
+        compared = comparison_notes(self.baseline, self.plan.recipe, self.lock) if self.baseline else []
+        for note in [*moved, *self.splits.notes, *compared, *map(str, quick)]:
             self.observer.note(note)
         overrides = "".join(f"# override: {' '.join(override.split())}\n" for override in origin.overrides)
         write_text(folder.path / RECIPE, overrides + origin.text)
@@ -313,11 +320,10 @@ class _Run:
             self.results["notes"].append(warning)
             logging.getLogger("ftkit").warning(warning)
         self.results["warning"] = warning
-        self.results["gates"] = gates(dict(self.plan.recipe.expect), self.results["splits"])
-        missed = missed_gates(self.results["gates"])
-        code = missed.exit_code if missed else 0
+        self.results["gates"] = gates(self.plan.recipe.expect, self.results, self.baseline)
+        code = MISSED if missed(self.results["gates"]) else 0
         self.results |= {
-            "status": "gate_not_met" if missed else "completed",
+            "status": "gate_not_met" if code else "completed",
             "exit_code": code,
             "artifacts": artifacts(self.folder.path),
         }
