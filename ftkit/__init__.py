@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ftkit.api import (
         baseline,
         convert_adapter,
+        diff,
         diff_adapters,
         doctor,
         export,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         load_recipe,
         merge_adapters,
         plan,
+        rerun,
         train,
         validate,
     )
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "baseline",
     "convert_adapter",
+    "diff",
     "diff_adapters",
     "doctor",
     "export",
@@ -62,6 +65,7 @@ __all__ = [
     "load_recipe",
     "merge_adapters",
     "plan",
+    "rerun",
     "train",
     "validate",
 ]

@@ -145,6 +145,26 @@ def gate(run: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return gate_run(Path(run), overrides)
 
 
+def rerun(
+    run: str | Path, *, output: str | Path | None = None, allow_code: bool = False, observer: Observer | None = None
+) -> dict[str, Any]:
+    """Trains a run's plan again in a new folder (default: `RUN-rerun`) and says what came out otherwise; see `ftkit.run.rerunning`.
+
+    Raises RunFolderError where data, tokenizer or base model are others than the run was trained on.
+    """
+    quiet_libraries()
+    from ftkit.run.rerunning import rerun as run_again
+
+    return run_again(Path(run), output=Path(output) if output else None, observer=observer, allow_code=allow_code)
+
+
+def diff(a: str | Path, b: str | Path) -> dict[str, Any]:
+    """In what two finished runs differ: recipe, data, versions, results; see `ftkit.run.comparing`. Raises RunFolderError."""
+    from ftkit.run.comparing import diff_runs
+
+    return diff_runs(Path(a), Path(b))
+
+
 def baseline(run: str | Path) -> dict[str, Any]:
     """What the baseline file of a finished run holds, which `expect: {vs: {file: ...}}` compares with. Raises RunFolderError."""
     from ftkit.run.baseline import make_baseline

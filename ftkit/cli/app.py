@@ -13,7 +13,7 @@ import typer
 from typer.main import get_command
 
 from ftkit import __version__
-from ftkit.cli import adapters, catalog, checking, doctor, gating, machine, runs, shipped, starting, training
+from ftkit.cli import adapters, catalog, checking, comparing, doctor, gating, machine, runs, shipped, starting, training
 from ftkit.cli.failure import BROKEN_PIPE, USAGE_ERROR, abandon_standard_output, guarded, print_problems, unwritable_output
 from ftkit.cli.output import naming_standard_output, prepare_streams, say, standard_output_for_documents
 from ftkit.errors import EXIT_CODES
@@ -39,6 +39,8 @@ app.command(rich_help_panel=TRAINING)(training.train)
 app.command(rich_help_panel=RUNS)(runs.evaluate)
 app.command(rich_help_panel=RUNS)(gating.gate)
 app.command(rich_help_panel=RUNS)(gating.baseline)
+app.command(rich_help_panel=RUNS)(comparing.diff)
+app.command(rich_help_panel=RUNS)(comparing.rerun)
 app.command(rich_help_panel=RUNS)(runs.predict)
 app.command(rich_help_panel=RUNS)(runs.export)
 app.add_typer(adapters.app, name="adapters", rich_help_panel=RUNS)

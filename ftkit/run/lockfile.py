@@ -65,7 +65,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What keeps a run with the lock `new` from continuing one with the lock `old`, in words."""
     found = []
     before, now = old["training"], new["training"]
-    found += _changed_values(before, now)
+    found += _changed_in_words(before, now)
     found += [f"the {name} rows" for name in {**before["data"], **now["data"]} if before["data"].get(name) != now["data"].get(name)]
     if before["tokenizer"] != now["tokenizer"]:
         found.append("the tokenizer")
@@ -80,19 +80,28 @@ def edited_values(recipe: Recipe, lock: Mapping[str, Any]) -> list[str]:
     """Options of task and method that a plan.yaml has otherwise than the run was trained with, each with both values."""
     kinds, trained = ("task", "method"), lock["training"]["recipe"]
     old, new = ({kind: values[kind] for kind in kinds} for values in (trained, recipe_values(recipe)))
-    return _changed_values({**lock["training"], "recipe": old}, {**lock["training"], "recipe": new})
+    return _changed_in_words({**lock["training"], "recipe": old}, {**lock["training"], "recipe": new})
 
 
-def _changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Recipe keys with other values, each with both. Paths that are the same as seen from the recipes' folders are the same: what they
-    lead to is compared by content."""
+def changed_values(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of each recipe key that has another one, by dotted key; None where there is none.
+
+    before, now: `recipe` and the `folder` that it lay in. Paths that are the same as seen from the recipes' folders are the same: what
+    they lead to is compared by content.
+    """
     old, new = (dict(_flat(lock["recipe"], "")) for lock in (before, now))
-    found, paths = [], _path_keys(now["recipe"])
+    found, paths = {}, _path_keys(now["recipe"])
     for key in {**old, **new}:
         was, is_now = old.get(key), new.get(key)
         same_place = paths.fullmatch(key) and _from_recipe(was, before["folder"]) == _from_recipe(is_now, now["folder"])
         if was != is_now and not same_place:
-            found.append(f"{key}: was {_shown(was)}, is {_shown(is_now)}")
+            found[key] = (was, is_now)
+    return found
+
+
+def _changed_in_words(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    changed = changed_values(before, now)
+    found = [f"{key}: was {_shown(was)}, is {_shown(is_now)}" for key, (was, is_now) in changed.items()]
     return [*found[:MOST_SHOWN], f"and {len(found) - MOST_SHOWN} more keys of the recipe"] if len(found) > MOST_SHOWN else found
 
 
@@ -100,7 +109,9 @@ def _path_keys(values: Mapping[str, Any]) -> re.Pattern[str]:
     """Dotted keys of a recipe that hold paths."""
     options = {"task": TASKS.get(values["task"]["name"]).path_options, "method": METHODS.get(values["method"]["name"]).path_options}
     named = [rf"{kind}\.{re.escape(name)}(\[\d+\])?" for kind, names in options.items() for name in names]
-    return re.compile("|".join([r"model\.(name|decoder|tokenizer)", r"data\.(train|validation|test)\[\d+\]\.path", *named]))
+    return re.compile(
+        "|".join([r"model\.(name|decoder|tokenizer)", r"expect\.vs\.file", r"data\.(train|validation|test)\[\d+\]\.path", *named])
+    )
 
 
 def _flat(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from ftkit.data.splits import Splits, load_splits
 from ftkit.diagnostics.examine import quick_findings
-from ftkit.errors import FtkitError, MemoryExhaustedError, Problem, RecipeError, RunFolderError
-from ftkit.files import read_json, sha256_of, write_atomically, write_text
+from ftkit.errors import FtkitError, MemoryExhaustedError, RecipeError
+from ftkit.files import sha256_of, write_atomically, write_text
 from ftkit.models.load import trainable_report
 from ftkit.models.naming import unusual_backbone
 from ftkit.recipe.plan import Plan
@@ -41,15 +41,15 @@ from ftkit.run.folder import (
     RunFolder,
     check_run_folder,
     open_run_folder,
-    readable,
 )
 from ftkit.run.gating import MISSED, gates, missed
 from ftkit.run.learning import lost_ground, rising_loss, step_losses
-from ftkit.run.lockfile import differences, make_lock
+from ftkit.run.lockfile import make_lock
 from ftkit.run.measurements import gated_split
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import make_plan_here
+from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.signals import raising_signals
 from ftkit.run.training import Outcome, TrainingSession
@@ -78,8 +78,12 @@ def train(
     overwrite: bool = False,
     observer: Observer | None = None,
     allow_code: bool = False,
+    same_as: tuple[Path, dict[str, Any]] | None = None,
 ) -> RunResult:
-    """Trains what the recipe says and returns the finished run. Raises FtkitError; nothing that exists is lost."""
+    """Trains what the recipe says and returns the finished run. Raises FtkitError; nothing that exists is lost.
+
+    same_as: folder and lock of a run; raises RunFolderError, before anything is written, if this one would not train the same.
+    """
     clock, watching = Clock(), observer or Observer()
     watching.stage("checking the recipe")
     phases: list[PhaseResult] = []
@@ -92,7 +96,7 @@ def train(
     path = (output or Path(plan.recipe.output)).absolute()
     check_run_folder(path, resume=resume, overwrite=overwrite)
     if overwrite:
-        _refuse_moving_inputs(plan, path)
+        refuse_moving_inputs(plan, path)
     watching.stage("reading data")
     task = plan.task()
     task.allow_code = allow_code
@@ -106,9 +110,11 @@ def train(
         message = f"started with {accelerator.num_processes} processes; this version of ftkit trains in one"
         raise RecipeError(message, hint="Start it with `ftkit train`, without a launcher")
     lock = make_lock(plan, splits, key, world_size=accelerator.num_processes)
+    if same_as is not None:
+        refuse_other_inputs(*same_as, lock)
     with open_run_folder(path, resume=resume, overwrite=overwrite) as folder:
         if folder.resumed:
-            _refuse_another_run(folder, lock)
+            refuse_another_run(folder, lock)
             if (done := folder.results()) and done.get("status") in FINISHED:
                 watching.note(f"this run is already finished ({done['status']}); nothing was done")
                 return RunResult(path, done, int(done.get("exit_code", 0)))
@@ -116,31 +122,6 @@ def train(
         if phases:
             run.results["phases"] = [asdict(phase) for phase in phases]
         return run.go(task, processor, key, allow_code)
-
-
-def _refuse_moving_inputs(plan: Plan, path: Path) -> None:
-    """Raises RunFolderError if the folder that --overwrite would move aside holds the model or data of the recipe."""
-    recipe = plan.recipe
-    sources = [*recipe.data.train, *(recipe.data.validation or []), *(recipe.data.test or [])]
-    names = [recipe.model.name, recipe.model.tokenizer or "", recipe.model.decoder or "", *(source.path for source in sources)]
-    inside = [name for name in names if name and Path(name).is_absolute() and Path(name).resolve().is_relative_to(path.resolve())]
-    if inside:
-        message = f"--overwrite would move away what the recipe needs: {inside[0]}"
-        raise RunFolderError(Problem(message=message, place=str(path), hint="Choose another --output"))
-
-
-def _refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
-    path = folder.path / LOCK
-    with readable(path):
-        found = differences(read_json(path), lock)
-    if found:
-        raise RunFolderError(
-            Problem(
-                message=f"cannot be continued: not the same as when it began: {', '.join(found)}",
-                place=str(folder.path),
-                hint="Restore what changed, or start anew with --overwrite or another --output",
-            )
-        )
 
 
 class _Run:

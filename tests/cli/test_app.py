@@ -76,7 +76,7 @@ def test_there_are_the_promised_verbs() -> None:
             "metrics",
             "schema",
         ),
-        *("gate", "baseline"),
+        *("gate", "baseline", "diff", "rerun"),
         *("init", "recipes list", "recipes show", "recipes copy", "env"),
         *(f"adapters {verb}" for verb in ("list", "inspect", "diff", "merge", "extract", "convert", "fuse")),
     }

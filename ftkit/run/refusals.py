@@ -1,0 +1,47 @@
+"""Why a run may not begin in a folder, or not again. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ftkit.errors import Problem, RunFolderError
+from ftkit.files import read_json
+from ftkit.recipe.plan import Plan
+from ftkit.run.folder import LOCK, RunFolder, readable
+from ftkit.run.lockfile import differences
+
+
+def refuse_moving_inputs(plan: Plan, path: Path) -> None:
+    """Raises RunFolderError if the folder that --overwrite would move aside holds the model or data of the recipe."""
+    recipe = plan.recipe
+    sources = [*recipe.data.train, *(recipe.data.validation or []), *(recipe.data.test or [])]
+    names = [recipe.model.name, recipe.model.tokenizer or "", recipe.model.decoder or "", *(source.path for source in sources)]
+    inside = [name for name in names if name and Path(name).is_absolute() and Path(name).resolve().is_relative_to(path.resolve())]
+    if inside:
+        message = f"--overwrite would move away what the recipe needs: {inside[0]}"
+        raise RunFolderError(Problem(message=message, place=str(path), hint="Choose another --output"))
+
+
+def refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
+    """Raises RunFolderError if the run in a folder cannot be continued: what it was begun with is not what `lock` says."""
+    path = folder.path / LOCK
+    with readable(path):
+        found = differences(read_json(path), lock)
+    if found:
+        raise RunFolderError(
+            Problem(
+                message=f"cannot be continued: not the same as when it began: {', '.join(found)}",
+                place=str(folder.path),
+                hint="Restore what changed, or start anew with --overwrite or another --output",
+            )
+        )
+
+
+def refuse_other_inputs(run: Path, before: dict[str, Any], lock: dict[str, Any]) -> None:
+    """Raises RunFolderError if a run with the lock `before` cannot be trained again: what there is now has the lock `lock`."""
+    if found := differences(before, lock):
+        message = f"cannot be run again: not the same as when it was trained: {', '.join(found)}"
+        raise RunFolderError(
+            Problem(message=message, place=str(run), hint="Restore what changed, or train anew with `ftkit train`")
+        )
