@@ -72,7 +72,7 @@ def measured_text(gate: Mapping[str, Any]) -> str:
     """`0.9640 on test`, with what of it the gate looks at: the end of an interval, the difference to a baseline."""
     text = shown_number(gate["value"]) + (f" on {gate['split']}" if gate["split"] else "")
     if baseline := gate.get("baseline"):
-        text += f", {shown_number(baseline['value'])} in {one_line(baseline['file'])}: "
+        text += f", {shown_number(baseline['value'])} in {one_line(Path(baseline['file']).name)}: "
         return text + ("at worst a difference of " if gate["confident"] else "a difference of ") + shown_number(gate["compared"])
     return f"{text}, at worst {shown_number(gate['compared'])}" if gate.get("confident") else text
 

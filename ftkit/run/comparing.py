@@ -16,6 +16,9 @@ from ftkit.run.measurements import resources_of
 OWN_TO_EACH = ("output",)
 """Keys of a plan that any two runs differ in."""
 
+PARTLY_LOCKED = ("data", "train")
+"""Keys of a plan of which the lock leaves out what does not shape training."""
+
 Parts = Mapping[str, Any]
 Differing = list[dict[str, Any]]
 """Entries with a name, and the values `a` and `b`."""
@@ -54,9 +57,17 @@ def _read(run: Path) -> dict[str, Any]:
         _environment(lock), lock["model_files"], lock["versions"], lock["training"]["data"]
     with readable(folder / PLAN):
         text = (folder / PLAN).read_text(encoding="utf-8")
-    values = recipe_values(parse_recipe(text, str(folder / PLAN), base=folder))
+    planned = recipe_values(parse_recipe(text, str(folder / PLAN), base=folder))
+    with readable(folder / LOCK):
+        values = _as_trained(planned, lock["training"]["recipe"])
     plan = {"recipe": {key: value for key, value in values.items() if key not in OWN_TO_EACH}, "folder": base}
     return {"results": results, "lock": lock, "plan": plan}
+
+
+def _as_trained(planned: Parts, locked: Parts) -> dict[str, Any]:
+    """A plan in which the values that shaped training are those of the lock, whatever was edited since."""
+    kept = {key: {**planned[key], **locked[key]} for key in PARTLY_LOCKED}
+    return {**planned, **locked, **kept}
 
 
 def _environment(lock: Parts) -> dict[str, Any]:

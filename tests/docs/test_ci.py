@@ -24,7 +24,6 @@ task: text-classification
 data: {{train: train.jsonl, test: test.jsonl}}
 method: {{name: lora, rank: 2}}
 train: {{epochs: 1, batch_size: 16, learning_rate: 0.01}}
-export: [adapter]
 """
 
 
