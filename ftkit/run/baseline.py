@@ -56,6 +56,8 @@ def make_baseline(run: Path) -> dict[str, Any]:
             message = "has measured no test or validation split" if status in FINISHED else f"is not finished (status: {status})"
             raise RunFolderError(Problem(message=f"the run {message}", place=str(folder), hint="Give one that is evaluated"))
         about = {key: results[key] for key in ("recipe", "task", "method", "model", "seed", "started")}
+        # The file is kept under version control, where the path of a machine has no place.
+        about["model"] = Path(about["model"]).name if Path(about["model"]).is_absolute() else about["model"]
         resources = resources_of(results)
     with readable(folder / LOCK):
         lock = read_json(folder / LOCK)

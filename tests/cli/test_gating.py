@@ -22,6 +22,7 @@ def test_a_baseline_is_small_strict_json(ftkit: Run, trained: Path, baseline: Pa
     assert (found["split"], found["metrics"]) == ("test", results["splits"]["test"]["metrics"])
     assert found["resources"]["adapter_bytes"] == results["exports"]["adapter"]["bytes"]
     assert set(found["data"]) == {"train", "validation", "test"}
+    assert found["model"] == "bert", "no path of this machine"
     assert baseline.stat().st_size < 10_000
     again = ftkit("baseline", trained)
     assert (again.code, "exists already" in again.err) == (2, True)
