@@ -187,7 +187,9 @@ def _next_stage(seen: Watched, name: str, observed: psutil.Process) -> None:
         last = seen.stages[-1]
         last.seconds, last.cpu_seconds = now - last.began, cpu - last.cpu_began
     if name != "end":
-        seen.stages.append(Stage(name, now, cpu))
+        # At once: a stage may be over before the next look.
+        _note_memory(observed, stage := Stage(name, now, cpu))
+        seen.stages.append(stage)
 
 
 def _cpu_seconds(observed: psutil.Process) -> float:
@@ -204,21 +206,22 @@ def _cpu_seconds(observed: psutil.Process) -> float:
 
 def _look(observed: psutil.Process, seen: Watched, over: threading.Event) -> None:
     while not over.wait(SECONDS_BETWEEN_LOOKS):
-        try:
-            facts = dict(
-                line.split(":")
-                for line in Path(f"/proc/{observed.pid}/status").read_text().splitlines()
-                if "Rss" in line or "RSS" in line
-            )
-            others = sum(child.memory_info().rss for child in observed.children()) / MIB
-        except (OSError, psutil.Error):
-            continue
-        if seen.stages and facts:
-            stage = seen.stages[-1]
-            kib = {name: int(value.split()[0]) for name, value in facts.items()}
-            stage.peak = max(stage.peak, kib["VmRSS"] / 1024)
-            stage.mapped = max(stage.mapped, kib["RssFile"] / 1024)
-            stage.others = max(stage.others, others)
+        if seen.stages:
+            _note_memory(observed, seen.stages[-1])
+
+
+def _note_memory(observed: psutil.Process, stage: Stage) -> None:
+    try:
+        lines = Path(f"/proc/{observed.pid}/status").read_text().splitlines()
+        others = sum(child.memory_info().rss for child in observed.children()) / MIB
+    except (OSError, psutil.Error):
+        return
+    kib = {
+        name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if name in ("VmRSS", "RssFile")
+    }
+    stage.peak = max(stage.peak, kib.get("VmRSS", 0) / 1024)
+    stage.mapped = max(stage.mapped, kib.get("RssFile", 0) / 1024)
+    stage.others = max(stage.others, others)
 
 
 # --- Markdown --------------------------------------------------------------------------------------------------------
