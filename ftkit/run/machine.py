@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -41,6 +43,18 @@ def describe_machine() -> dict[str, Any]:
         "memory_mib": psutil.virtual_memory().total // 2**20,
         "gpus": gpus(),
     }
+
+
+def peak_resident_mib() -> float:
+    """Largest resident memory of this process, in MiB."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    # On Linux ru_maxrss begins with the peak of the process that started this one, a notebook's or a test suite's.
+    peak = next((line.split()[1] for line in lines if line.startswith("VmHWM:")), None)
+    if peak is not None:
+        return int(peak) / 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _processor() -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +13,7 @@ from ftkit import __version__
 from ftkit.files import sha256_of
 from ftkit.recipe.plan import Plan
 from ftkit.registry import TASKS
+from ftkit.run.machine import peak_resident_mib
 from ftkit.run.training import Outcome
 
 SCHEMA_VERSION = 1
@@ -81,8 +80,7 @@ def peak_memory_mib() -> float:
     """Largest memory this process has held, in MiB: of the GPU where it computes on one, else resident memory."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak_resident_mib()
 
 
 def artifacts(folder: Path) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What the benchmark scripts share: results kept line by line, child processes, and the marked places in a document.
 
-Imports no torch: on Linux a child process starts out with its parent's peak memory, so the parent has to stay small.
+Imports no torch, so that a script that only waits takes no memory from what it measures.
 """
 
 from __future__ import annotations
