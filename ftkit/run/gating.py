@@ -18,6 +18,9 @@ from ftkit.run.measurements import gated_split, resources_of
 MISSED = GateError.exit_code
 """Exit code of a run that missed a gate."""
 
+MEASURED = ("rows", "metrics", "intervals")
+"""What is shown of each split."""
+
 
 def gates(expect: Mapping[str, Any], results: Mapping[str, Any], baseline: Baseline | None = None) -> list[dict[str, Any]]:
     """Each gate with what was measured, whether it is met, and by how much it is missed.
@@ -72,7 +75,7 @@ Estimate = tuple[float | None, Sequence[float] | None]
 
 
 def difference_interval(now: Estimate, before: Estimate) -> tuple[float, float] | None:
-    """An interval of the difference of two values out of those of each (Zou & Donner 2008, Statistics in Medicine 27:1693, eq. 7).
+    """An interval of the difference of two values out of those of each (Zou & Donner 2008, Statistics in Medicine 27:1693).
 
     For values from independent draws; for two models on the same rows, which err together, it is wider than needed.
     None where a value or interval is missing.
@@ -91,8 +94,6 @@ def missed(found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The gates that are not met."""
     return [gate for gate in found if not gate["passed"]]
 
-
-MEASURED = ("rows", "metrics", "intervals")
 
 # --- a run that is finished --------------------------------------------------------------------------------------------
 
