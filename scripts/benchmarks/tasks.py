@@ -129,13 +129,13 @@ def trained(entry: Entry, options: argparse.Namespace) -> dict[str, Any]:
 # --- Markdown --------------------------------------------------------------------------------------------------------
 
 
-def markdown(entries: Sequence[Entry], results: Sequence[dict[str, Any]], threads: int) -> str:
+def markdown(entries: Sequence[Entry], results: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """The table: a row for each run."""
     heads = ["Data", "Task", "Method", "Test metrics", "Before training", "Rows (train / test)"]
     heads += ["Trained share", "Steps", "Training s", "Tokens/s", "Export within"]
     rows = [_row(entry, found) for entry, found in zip(entries, results, strict=True)]
-    command = shell_line("tasks.py", ["--data", "FOLDER"])
-    return "\n\n".join([f"`{command}`", machine_line(threads), table(heads, rows)])
+    command = shell_line("tasks.py", [*options.names, "--data", "FOLDER", "--threads", str(options.threads)])
+    return "\n\n".join([f"`{command}`", machine_line(options.threads), table(heads, rows)])
 
 
 def _row(entry: Entry, results: dict[str, Any]) -> list[str]:
@@ -168,7 +168,7 @@ def main() -> None:
         check_place(options.write, "tasks")
     entries = chosen(options.names)
     link_data(options.data)
-    text = markdown(entries, [trained(entry, options) for entry in entries], options.threads)
+    text = markdown(entries, [trained(entry, options) for entry in entries], options)
     if options.write:
         fill_place(options.write, "tasks", text)
     else:
