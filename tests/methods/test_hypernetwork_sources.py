@@ -29,6 +29,7 @@ from ftkit.run.observer import Observer
 from ftkit.tuners.wrap import head_parameter_count
 from tests.methods.adapter_reference import INSTALL
 from tests.methods.cases import LABELS, SOURCES, batch_of, facts_of, fresh_model
+from tests.methods.sourced_calls import check_refusals
 from tests.methods.test_hypernetwork import SMALL, adapters_by_hand, network_of
 from tests.small_runs import KINDS, _save_varied
 from tests.tiny import tiny_model
@@ -126,15 +127,7 @@ def test_blocks_that_run_again_in_the_backward_pass_know_their_rows(family: str)
 
 def test_a_call_must_say_which_sources_its_rows_are_from() -> None:
     model, inputs = randomized(sourced().apply(*fresh_model("bert"))), batch_of("bert")
-    with pytest.raises(ModelError, match=r"does not say which.*source_ids.*0 calm, 1 glad, 2 sad"):
-        model(**inputs)
-    with pytest.raises(ModelError, match="2 numbers of sources were given for 4 rows"):
-        model(**inputs, source_ids=IDS[:2])
-    with pytest.raises(ModelError, match="are not all numbers of sources"):
-        model(**inputs, source_ids=IDS + 1)
-    # A refused call leaves nothing behind.
-    with pytest.raises(ModelError, match="does not say which"):
-        model(**inputs)
+    check_refusals(model, inputs, IDS)
     with all_of_source(model, 1):
         implied = model(**inputs).logits
     torch.testing.assert_close(implied, model(**inputs, source_ids=torch.ones(4, dtype=torch.long)).logits)

@@ -23,6 +23,7 @@ from ftkit.run.planning import inspect_rows, plan_report
 from ftkit.tuners.prompt_transfer import decompose
 from ftkit.tuners.wrap import head_parameter_count
 from tests.methods.cases import SOURCES, batch_of, fresh_model
+from tests.methods.sourced_calls import check_refusals
 from tests.small_runs import KINDS, _save_varied
 
 RecipeFile = Callable[..., Path]
@@ -81,15 +82,7 @@ def test_each_row_is_read_behind_the_prompt_of_its_source() -> None:
 
 def test_a_call_must_say_which_sources_its_rows_are_from() -> None:
     model, inputs = varied(), batch_of("bert")
-    with pytest.raises(ModelError, match=r"does not say which.*source_ids.*0 calm, 1 glad, 2 sad"):
-        model(**inputs)
-    with pytest.raises(ModelError, match="2 numbers of sources were given for 4 rows"):
-        model(**inputs, source_ids=IDS[:2])
-    with pytest.raises(ModelError, match="are not all numbers of sources"):
-        model(**inputs, source_ids=IDS + 1)
-    # A refused call leaves nothing behind.
-    with pytest.raises(ModelError, match="does not say which"):
-        model(**inputs)
+    check_refusals(model, inputs, IDS)
     with pytest.raises(ModelError, match="the names of the sources are not known"):
         MultitaskPromptTuning(Options(source_column="origin")).apply(*fresh_model("bert"))
 
