@@ -9,6 +9,7 @@
     ├── GateError             4   a value that `expect:` names missed its bound
     ├── MemoryExhaustedError  5   the device ran out of memory
     ├── InterruptedRunError   130 (SIGINT) or 143 (SIGTERM), after a checkpoint
+    ├── EndedElsewhereError   *   another process of the run ended it, and tells why
     └── ExportError           1   an export that does not compute what the run computed
 
 The command line catches only `FtkitError`; anything else is an internal error and exits with 1.
@@ -120,6 +121,14 @@ class InterruptedRunError(FtkitError):
 
     def __init__(self, problems: str | Problem | Sequence[Problem], *, exit_code: int) -> None:
         super().__init__(problems)
+        self.exit_code = exit_code
+
+
+class EndedElsewhereError(FtkitError):
+    """Another process of this run ended it and says why; this one ends with the same exit code and nothing to add."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(())
         self.exit_code = exit_code
 
 

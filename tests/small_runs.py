@@ -61,7 +61,7 @@ KINDS: dict[str, Kind] = {
 def small_run(folder: Path, kind: str, **train: Any) -> Path:
     """Trains two steps of a run of a kind inside `folder`; returns the run's folder."""
     family, auto_class, task, rows = KINDS[kind]
-    _save_varied(folder / "model", family, auto_class)
+    save_varied(folder / "model", family, auto_class)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-3, **train}
     recipe = {"model": str(folder / "model"), "data": "{train: rows.jsonl, split: {validation: 0.25}}", "method": "lora"}
@@ -70,7 +70,7 @@ def small_run(folder: Path, kind: str, **train: Any) -> Path:
     return ftkit.train(ftkit.load_recipe(folder / "recipe.yaml"), output=folder / "run").folder
 
 
-def _save_varied(folder: Path, family: str, auto_class: str) -> None:
+def save_varied(folder: Path, family: str, auto_class: str) -> None:
     """As initialized, tiny models write one token whatever the prompt says."""
     import torch
 

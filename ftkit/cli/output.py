@@ -121,6 +121,22 @@ def standard_output_for_documents() -> Iterator[None]:
         _document_stream = None
 
 
+@contextmanager
+def standard_output_for_children() -> Iterator[None]:
+    """Within `standard_output_for_documents`: processes started meanwhile write the documents themselves."""
+    own = _descriptor(sys.__stdout__) if sys.__stdout__ is not None else None
+    real = _descriptor(_document_stream) if _document_stream is not None else None
+    if own is None or real is None:
+        yield
+        return
+    kept = _divert(own, real)
+    try:
+        yield
+    finally:
+        os.dup2(kept, own)
+        os.close(kept)
+
+
 def _descriptor(stream: TextIO) -> int | None:
     try:
         return stream.fileno()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,8 +12,12 @@ from ftkit.cli.ci import Junit, missed_problems, reported
 from ftkit.cli.failure import print_problems
 from ftkit.cli.github import annotate
 from ftkit.cli.options import AllowCode, AsJson, Overrides, Plugins, Quiet, RecipeFile, load_plugins, refuse_both
-from ftkit.cli.output import emit
+from ftkit.cli.output import emit, standard_output_for_children
 from ftkit.cli.shipped import recipe_file
+from ftkit.run.world import World, launched_world
+
+if TYPE_CHECKING:
+    from ftkit.cli.display import Display
 
 
 def train(
@@ -29,20 +34,39 @@ def train(
     plugins: Plugins = None,
     allow_code: AllowCode = False,
     junit: Junit = None,
+    processes: Annotated[
+        int,
+        typer.Option("--nproc", metavar="N", min=1, max=1024, help="Train in N processes of this machine, one for each GPU."),
+    ] = 1,
 ) -> None:
     """Train, evaluate and export what a recipe says.
 
     Ends with exit code 4 if a gate of `expect:` is not met.
     """
     refuse_both(resume=resume, overwrite=overwrite)
-    load_plugins(plugins)
-    from ftkit import api
-    from ftkit.cli.display import make_display
+    world = launched_world()
+    if processes > 1:
+        if world.several:
+            raise typer.BadParameter(f"--nproc {processes}: a launcher has started {world.size} processes already")
+        from ftkit.run.launching import launch
 
-    with reported(recipe.stem, junit) as report, make_display(quiet=quiet, as_json=as_json) as display:
-        checked = api.load_recipe(recipe_file(recipe), overrides or ())
-        report.expects(checked)
+        flags = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet, "--json": as_json, "--trust-remote-code": allow_code}
+        values = [("--output", output), ("--junit", junit), *(("--plugin", plugin) for plugin in plugins or ())]
+        words = ["train", *(flag for flag, given in flags.items() if given)]
+        words += [word for name, value in values if value is not None for word in (name, str(value))]
+        with standard_output_for_children():
+            code = launch("ftkit.cli.app", [*words, "--", str(recipe), *(overrides or ())], processes)
+        raise typer.Exit(code)
+    from ftkit import api
+
+    with reported(recipe.stem, junit if world.is_main else None) as report, _display(world, quiet, as_json) as display:
+        with _agreeing(world):
+            load_plugins(plugins)
+            checked = api.load_recipe(recipe_file(recipe), overrides or ())
+            report.expects(checked)
         result = api.train(checked, output=output, resume=resume, overwrite=overwrite, observer=display, allow_code=allow_code)
+        if not world.is_main:
+            raise typer.Exit(result.exit_code)
         if not display.closed_with_results:
             display.finished(result.results)
         report.ends(result.results)
@@ -55,6 +79,21 @@ def train(
         if quiet:
             _report_warning(result.results)
     raise typer.Exit(result.exit_code)
+
+
+def _agreeing(world: World) -> AbstractContextManager[Any]:
+    """What goes wrong inside ends all processes of a run, and one of them says why."""
+    if not world.several:
+        return nullcontext()
+    from ftkit.run.joining import meeting_of
+
+    return meeting_of(world).agreeing()
+
+
+def _display(world: World, quiet: bool, as_json: bool) -> Display:
+    from ftkit.cli.display import Display, make_display
+
+    return make_display(quiet=quiet, as_json=as_json) if world.is_main else Display()
 
 
 def _report_warning(results: dict) -> None:

@@ -7,13 +7,15 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = ".writing-"
 LOCK = ".lock"
 ABANDONED_AFTER = 24 * 3600.0
 """Seconds after which a folder without a lock is taken for left over."""
+SECONDS_BETWEEN_LOOKS = 0.05
 
 
 class Aside:
@@ -45,6 +47,37 @@ class Aside:
         if self._guard is not None:
             os.close(self._guard)
             self._guard = None
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process at a time: whoever comes second finds what the first has made. Where there are no such locks, nobody waits."""
+    guard = None
+    try:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            guard = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            while _is_held_elsewhere(guard):
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield
+    finally:
+        if guard is not None:
+            # Two that race for the name do the same work twice, which harms nothing.
+            with suppress(OSError):
+                path.unlink()
+            os.close(guard)
+
+
+def _is_held_elsewhere(descriptor: int) -> bool:
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _sweep(parent: Path) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ftkit.data.arrays import numpy_of
 from ftkit.data.arrow_files import PAGES_AROUND, SegmentWriter, explained_cache_errors, map_batches, note_read, sync_folder
-from ftkit.data.aside import Aside
+from ftkit.data.aside import Aside, in_turn
 from ftkit.data.canonical import canonical
 from ftkit.data.encoding import Progress, encoded_batches
 from ftkit.data.feature_columns import to_values
@@ -109,9 +109,10 @@ def encode_table(
         return FeatureStore(_collected(encoded()), key="", hit=False)
     key = cache_key(table, task, processor_key, training=training)
     folder = cache_folder() / "tokens" / key
-    if (batches := _read(folder)) is not None:
-        return FeatureStore(batches, key=key, hit=True)
-    return FeatureStore(_write(folder, encoded()), key=key, hit=False)
+    with in_turn(folder.with_name(f".turn-{key}")):
+        if (batches := _read(folder)) is not None:
+            return FeatureStore(batches, key=key, hit=True)
+        return FeatureStore(_write(folder, encoded()), key=key, hit=False)
 
 
 def _collected(encoded: Generator[pa.RecordBatch, None, None]) -> list[pa.RecordBatch]:

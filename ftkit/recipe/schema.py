@@ -197,7 +197,12 @@ class TrainSpec(Strict):
 
     epochs: Annotated[float, Field(gt=0, le=1e6)] | Auto = Field("auto", description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Stop after this many optimizer steps, whatever `epochs` says.")
-    batch_size: int = Field(32, ge=1, le=LARGEST_BATCH, description="Examples in one forward pass of one process.")
+    batch_size: int = Field(
+        32,
+        ge=1,
+        le=LARGEST_BATCH,
+        description="Examples in one forward pass. Several processes share them, so that results do not depend on their number.",
+    )
     eval_batch_size: Annotated[int, Field(ge=1, le=LARGEST_BATCH)] | Auto = Field("auto", description="auto: twice `batch_size`.")
     max_tokens: int | None = Field(
         None,
@@ -206,7 +211,10 @@ class TrainSpec(Strict):
         description="Tokens (with padding) in one forward pass: as many rows as fit, `batch_size` at most.",
     )
     gradient_accumulation_steps: int = Field(
-        1, ge=1, le=LARGEST_BATCH, description="Forward passes of one process for one optimizer step."
+        1, ge=1, le=LARGEST_BATCH, description="Batches for one optimizer step, of all processes together."
+    )
+    num_processes: int | None = Field(
+        None, ge=1, le=65536, description="Processes the run must have; null: any number. Start them with `--nproc` or a launcher."
     )
     bucket_by_length: bool = Field(
         True, description="Put rows of similar length into one batch; the order stays random across batches."

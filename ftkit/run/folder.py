@@ -42,13 +42,14 @@ class RunFolder:
     `recipe.yaml` as given, `plan.yaml` complete and runnable, `lock.json`, `task.json` (what the task learned from the training
     rows), `probe.safetensors` (a batch that exports are compared on), `metrics.jsonl`, `results.json`, `checkpoints/`,
     `export/`, `log.txt`, `README.md` (model card). moved_aside: where --overwrite put what was there before.
-    made: whether the folder was not there before.
+    made: whether the folder was not there before. writes: False in the other processes of a run of several, which only read.
     """
 
     path: Path
     resumed: bool = False
     moved_aside: Path | None = None
     made: bool = False
+    writes: bool = True
     _guard: int | None = None
 
     @property
@@ -186,23 +187,28 @@ def _lock(path: Path) -> int | None:
 
 class MetricsLog:
     """metrics.jsonl: one line a step or evaluation. Holds nothing that depends on the clock, so that a resumed run's file equals
-    that of an uninterrupted one."""
+    that of an uninterrupted one. writes: False in processes that leave the file to the main one."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self._path = path
-        self._stream = path.open("ab", buffering=0)
+        self._stream = path.open("ab", buffering=0) if writes else None
 
     def append(self, kind: str, values: dict[str, Any]) -> None:
         """Adds one line in one write."""
-        self._stream.write((json_text({"type": kind, **values}) + "\n").encode())
+        if self._stream is not None:
+            self._stream.write((json_text({"type": kind, **values}) + "\n").encode())
 
     def position(self) -> int:
-        """Bytes written so far, made durable."""
+        """Bytes written so far, made durable; 0 where nothing is written."""
+        if self._stream is None:
+            return 0
         os.fsync(self._stream.fileno())
         return self._path.stat().st_size
 
     def rewind(self, position: int) -> None:
         """Drops what was written after `position`. Raises RunFolderError if less than that is there."""
+        if self._stream is None:
+            return
         if self._path.stat().st_size < position:
             hint = "Restore it from a copy, or start anew with --overwrite"
             raise _refused(self._path, "is shorter than when the checkpoint was written", hint)
@@ -210,7 +216,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
 
 
 def read_run(path: Path) -> Path:

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 2
 MOST_SHOWN, LONGEST_SHOWN = 8, 100
 NOT_TRAINING = ("output", "export", "expect", "trackers")
 NOT_TRAINING_DATA = ("cache", "num_workers")
-NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size")
+NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size", "num_processes")
 
 
 def make_lock(plan: Plan, splits: Splits, processor_key: str, *, world_size: int) -> dict[str, Any]:
@@ -69,8 +69,6 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     found += [f"the {name} rows" for name in {**before["data"], **now["data"]} if before["data"].get(name) != now["data"].get(name)]
     if before["tokenizer"] != now["tokenizer"]:
         found.append("the tokenizer")
-    if before["world_size"] != now["world_size"]:
-        found.append(f"the number of processes ({before['world_size']} then, {now['world_size']} now)")
     if old["model_files"] != new["model_files"]:
         found.append("the files of the base model")
     return found

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.recipe.schema import ModelSpec, Recipe
 from ftkit.run.folder import check_run_folder, refuse_root
+from ftkit.run.joining import meeting_of
 from ftkit.run.observer import Observer
 from ftkit.run.planning import make_plan_here
+from ftkit.run.world import launched_world
 
 if TYPE_CHECKING:
     from ftkit.run.train import RunResult
@@ -40,18 +42,25 @@ def train_earlier(
 
     Every phase is planned, and every folder looked at, before anything is trained. Raises FtkitError.
     """
-    refuse_root(path)
-    phases = [(phase, phase_folder(path, number)) for number, phase in enumerate(recipe.earlier, 1)]
-    make_plan_here(recipe)
-    for folder in (*(folder for _, folder in phases), path):
-        check_run_folder(folder, resume=resume, overwrite=overwrite)
+    world = launched_world()
+    meeting = meeting_of(world)
+    with meeting.agreeing():
+        refuse_root(path)
+        phases = [(phase, phase_folder(path, number)) for number, phase in enumerate(recipe.earlier, 1)]
+        make_plan_here(recipe)
+        if world.is_main:
+            for folder in (*(folder for _, folder in phases), path):
+                check_run_folder(folder, resume=resume, overwrite=overwrite)
     model, found = recipe.model, []
     for number, (phase, folder) in enumerate(phases, 1):
         observer.note(f"phase {number} of {len(phases) + 1}: {phase.method.name}, in {folder}")
         own = phase.model_copy(update={"model": model})
-        results = train(own, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code).results
-        splits = {name: split["metrics"] for name, split in results["splits"].items() if "metrics" in split}
-        found.append(PhaseResult(method=phase.method.name, folder=folder.name, steps=results["steps"], splits=splits))
+        result = train(own, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)
+        # The main process alone exports, and the others need what it exports.
+        with meeting.agreeing() as said:
+            said.update({name: result.results[name] for name in ("splits", "steps") if name in result.results})
+        splits = {name: split["metrics"] for name, split in said["splits"].items() if "metrics" in split}
+        found.append(PhaseResult(method=phase.method.name, folder=folder.name, steps=said["steps"], splits=splits))
         model = _after(recipe.model, folder / "export" / "merged")
     observer.note(f"phase {len(phases) + 1} of {len(phases) + 1}: {recipe.method.name}")
     return recipe.model_copy(update={"earlier": (), "model": model}), found

@@ -192,7 +192,7 @@ def _steps(plan: Plan, store: Any, splits: Splits, task: Any, processor: Any) ->
 
     train = plan.recipe.train
     batches = TrainingBatches(store, splits.train, task, processor, train, plan.recipe.seed)
-    total = count_steps(train, batches, processes=1)
+    total = count_steps(train, batches)
     per_epoch = math.ceil(len(batches.epoch(0)) / train.gradient_accumulation_steps)
     return {"total": total, "per_epoch": per_epoch, "warmup": warmup_steps(train, total)}
 

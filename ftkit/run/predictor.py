@@ -31,6 +31,7 @@ from ftkit.run.carried_columns import carried_columns
 from ftkit.run.folder import LOCK, PLAN, TASK, finished_results, read_learned, read_run, readable
 from ftkit.run.lockfile import edited_values, hash_model
 from ftkit.run.planning import make_plan_here
+from ftkit.run.world import launched_world
 from ftkit.tasks.base import Prediction, Task
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Predictor:
     def __init__(self, folder: Path, prepared: Prepared, processor_hash: str) -> None:
         from ftkit.run.wiring import make_accelerator
 
+        if (world := launched_world()).several:
+            raise RecipeError(f"{world.size} processes were started; only `ftkit train` uses several", hint="Start it without a launcher")
         self.folder, self.prepared = folder, prepared
         self._processor_hash = processor_hash
         self._accelerator = make_accelerator(prepared.plan.recipe.train.precision, trackers=[], folder=None)

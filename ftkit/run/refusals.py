@@ -23,11 +23,16 @@ def refuse_moving_inputs(plan: Plan, path: Path) -> None:
         raise RunFolderError(Problem(message=message, place=str(path), hint="Choose another --output"))
 
 
-def refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
-    """Raises RunFolderError if the run in a folder cannot be continued: what it was begun with is not what `lock` says."""
+def refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> list[str]:
+    """What to know before a run is continued, one sentence each.
+
+    Raises RunFolderError if it cannot be: what it was begun with is not what `lock` says.
+    """
     path = folder.path / LOCK
     with readable(path):
-        found = differences(read_json(path), lock)
+        before = read_json(path)
+        found = differences(before, lock)
+        then, now = before["training"]["world_size"], lock["training"]["world_size"]
     if found:
         raise RunFolderError(
             Problem(
@@ -36,6 +41,9 @@ def refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> None:
                 hint="Restore what changed, or start anew with --overwrite or another --output",
             )
         )
+    if then == now:
+        return []
+    return [f"begun in {then} and continued in {now} processes: the order of the rows stays, rounding and dropout differ"]
 
 
 def refuse_other_inputs(run: Path, before: dict[str, Any], lock: dict[str, Any]) -> None:

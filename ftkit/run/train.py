@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 
 from ftkit.data.splits import Splits, load_splits
 from ftkit.diagnostics.examine import quick_findings
-from ftkit.errors import FtkitError, MemoryExhaustedError, RecipeError
+from ftkit.errors import RecipeError
 from ftkit.files import sha256_of, write_atomically, write_text
 from ftkit.models.load import trainable_report
 from ftkit.models.naming import unusual_backbone
@@ -24,7 +23,6 @@ from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Recipe
 from ftkit.report.model_card import model_card
 from ftkit.run.baseline import Baseline, comparison_notes, read_baseline_of, refuse_other_rows
-from ftkit.run.compiling import compile_failure
 from ftkit.run.exporting import export_all, probe_inputs
 from ftkit.run.folder import (
     CARD,
@@ -43,22 +41,22 @@ from ftkit.run.folder import (
     open_run_folder,
 )
 from ftkit.run.gating import MISSED, gates, missed
+from ftkit.run.joining import Meeting, meeting_of
 from ftkit.run.learning import lost_ground, rising_loss, step_losses
 from ftkit.run.lockfile import make_lock
 from ftkit.run.measurements import gated_split
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import make_plan_here
+from ftkit.run.recording import recorded
 from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
-from ftkit.run.signals import raising_signals
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
+from ftkit.run.world import HOW_TO_START, launched_world, refuse_other_size
 
 FEW_STEPS = 50
 """Fewer leave the learning rate's schedule hardly time to rise and fall."""
-
-STATUS_OF_EXIT = {2: "refused", 3: "diverged", 4: "gate_not_met", 5: "out_of_memory", 130: "interrupted", 143: "interrupted"}
 
 
 @dataclass(frozen=True)
@@ -83,42 +81,53 @@ def train(
     """Trains what the recipe says and returns the finished run. Raises FtkitError; nothing that exists is lost.
 
     same_as: folder and lock of a run; raises RunFolderError, before anything is written, if this one would not train the same.
+    In a process of several that is not the main one, the results are empty and the exit code is 0.
     """
-    clock, watching = Clock(), observer or Observer()
+    world = launched_world()
+    meeting = meeting_of(world)
+    clock, watching = Clock(), observer if observer and world.is_main else Observer()
     watching.stage("checking the recipe")
     phases: list[PhaseResult] = []
-    baseline = read_baseline_of(recipe)
+    with meeting.agreeing():
+        baseline = read_baseline_of(recipe)
     if recipe.earlier:
         path = output or Path(make_plan_here(recipe).recipe.output)
         options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observer": watching, "allow_code": allow_code}
         recipe, phases = train_earlier(recipe, path.absolute(), train, **options)
-    plan = make_plan_here(recipe)
-    path = (output or Path(plan.recipe.output)).absolute()
-    check_run_folder(path, resume=resume, overwrite=overwrite)
-    if overwrite:
-        refuse_moving_inputs(plan, path)
-    watching.stage("reading data")
-    task = plan.task()
-    task.allow_code = allow_code
-    splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
-    digests = splits.fingerprints(watching)
-    if baseline is not None:
-        refuse_other_rows(baseline, plan.recipe, gated_split(digests), digests.get(gated_split(digests)))
-    processor, key = prepare_processor(plan)
-    accelerator = make_accelerator(plan.recipe.train.precision, trackers=list(plan.recipe.trackers), folder=path)
-    if accelerator.num_processes > 1:
-        message = f"started with {accelerator.num_processes} processes; this version of ftkit trains in one"
-        raise RecipeError(message, hint="Start it with `ftkit train`, without a launcher")
-    lock = make_lock(plan, splits, key, world_size=accelerator.num_processes)
-    if same_as is not None:
-        refuse_other_inputs(*same_as, lock)
-    with open_run_folder(path, resume=resume, overwrite=overwrite) as folder:
-        if folder.resumed:
-            refuse_another_run(folder, lock)
-            if (done := folder.results()) and done.get("status") in FINISHED:
-                watching.note(f"this run is already finished ({done['status']}); nothing was done")
-                return RunResult(path, done, int(done.get("exit_code", 0)))
-        run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, accelerator=accelerator, baseline=baseline)
+    with ExitStack() as stack:
+        with meeting.agreeing() as said:
+            plan = make_plan_here(recipe)
+            refuse_other_size(world, plan.recipe.train.num_processes)
+            path = (output or Path(plan.recipe.output)).absolute()
+            if world.is_main:
+                check_run_folder(path, resume=resume, overwrite=overwrite)
+            if overwrite:
+                refuse_moving_inputs(plan, path)
+            watching.stage("reading data")
+            task = plan.task()
+            task.allow_code = allow_code
+            splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
+            digests = splits.fingerprints(watching)
+            if baseline is not None:
+                refuse_other_rows(baseline, plan.recipe, gated_split(digests), digests.get(gated_split(digests)))
+            processor, key = prepare_processor(plan)
+            lock = make_lock(plan, splits, key, world_size=world.size)
+            if same_as is not None:
+                refuse_other_inputs(*same_as, lock)
+            folder = RunFolder(path, writes=False)
+            if world.is_main:
+                folder = stack.enter_context(open_run_folder(path, resume=resume, overwrite=overwrite))
+            said["resumed"], said["done"], remarks = folder.resumed, None, []
+            if folder.resumed:
+                remarks = refuse_another_run(folder, lock)
+                said["done"] = done if (done := folder.results()) and done.get("status") in FINISHED else None
+        folder.resumed = said["resumed"]
+        if said["done"]:
+            watching.note(f"this run is already finished ({said['done']['status']}); nothing was done")
+            return RunResult(path, said["done"], int(said["done"].get("exit_code", 0)))
+        run = _Run(plan, folder, clock, watching, splits=splits, lock=lock, meeting=meeting, baseline=baseline)
+        for remark in remarks:
+            run.observer.note(remark)
         if phases:
             run.results["phases"] = [asdict(phase) for phase in phases]
         return run.go(task, processor, key, allow_code)
@@ -134,42 +143,56 @@ class _Run:
         *,
         splits: Splits,
         lock: dict[str, Any],
-        accelerator: Accelerator,
+        meeting: Meeting,
         baseline: Baseline | None,
     ) -> None:
         self.plan, self.folder, self.clock = plan, folder, clock
-        self.splits, self.lock, self.accelerator, self.baseline = splits, lock, accelerator, baseline
+        self.splits, self.lock, self.meeting, self.baseline = splits, lock, meeting, baseline
         self.results = opening(plan, clock, folder.path)
         self.observer = RecordingObserver(observer, self.results["notes"])
 
     def go(self, task: Any, processor: Any, key: str, allow_code: bool) -> RunResult:
         """The run from a prepared folder on."""
-        with self._recorded():
-            stores = encode_splits(
-                self.splits,
-                task,
-                processor,
-                key,
-                cache=self.plan.recipe.data.cache,
-                observer=self.observer,
-                num_workers=self.plan.recipe.data.num_workers,
-            )
-            self.observer.stage("loading the model")
-            prepared = prepare_model(self.plan, task, processor, seed=self.plan.recipe.seed, allow_code=allow_code)
-            parameters = trainable_report(prepared.model, prepared.layout)
-            inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
-            self._write_beginning(task, inputs)
-            session = TrainingSession(prepared, self.splits, stores, self.folder, self.accelerator, self.observer)
+        with recorded(self.folder.path / LOG if self.folder.writes else None, self._record, self.meeting.world):
+            with self.meeting.agreeing():
+                stores = encode_splits(
+                    self.splits,
+                    task,
+                    processor,
+                    key,
+                    cache=self.plan.recipe.data.cache,
+                    observer=self.observer,
+                    num_workers=self.plan.recipe.data.num_workers,
+                )
+            self.meeting.join()
+            with self.meeting.agreeing():
+                accelerator = self._accelerator()
+                self.observer.stage("loading the model")
+                prepared = prepare_model(self.plan, task, processor, seed=self.plan.recipe.seed, allow_code=allow_code)
+                parameters = trainable_report(prepared.model, prepared.layout)
+                inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
+                if self.folder.writes:
+                    self._write_beginning(task, inputs)
+            session = TrainingSession(prepared, self.splits, stores, self.folder, accelerator, self.observer)
             self._note_what_is_thin(session)
             before = self._first_evaluations(session)
-            with self._trackers():
+            with self._trackers(accelerator):
                 outcome = session.run()
-            self.results |= training_facts(outcome, parameters, self.clock, self.accelerator.num_processes)
+            self.results |= training_facts(outcome, parameters, self.clock, accelerator.num_processes)
             self.results["splits"] = self._final_evaluations(session, outcome)
+            if not self.folder.writes:
+                return RunResult(self.folder.path, {}, 0)
             for name, metrics in before.items():
                 self.results["splits"][name]["before"] = metrics
             self.results["exports"] = self._exports(prepared, inputs)
             return self._finish(prepared)
+
+    def _accelerator(self) -> Accelerator:
+        recipe, size = self.plan.recipe, self.meeting.world.size
+        accelerator = make_accelerator(recipe.train.precision, trackers=list(recipe.trackers), folder=self.folder.path)
+        if accelerator.num_processes != size:
+            raise RecipeError(f"{size} processes were started and Accelerate found {accelerator.num_processes}", hint=HOW_TO_START)
+        return accelerator
 
     def _note_what_is_thin(self, session: TrainingSession) -> None:
         """What is allowed, and yet seldom meant."""
@@ -211,17 +234,17 @@ class _Run:
         self.results[TASK_DIGEST] = sha256_of(self.folder.path / TASK)
 
     @contextmanager
-    def _trackers(self) -> Iterator[None]:
+    def _trackers(self, accelerator: Accelerator) -> Iterator[None]:
         if not self.plan.recipe.trackers:
             yield
             return
-        self.accelerator.init_trackers(
+        accelerator.init_trackers(
             "ftkit", config={"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}
         )
         try:
             yield
         finally:
-            self.accelerator.end_training()
+            accelerator.end_training()
 
     def _first_evaluations(self, session: TrainingSession) -> dict[str, dict[str, Any]]:
         """Metrics by split of the model as it was loaded. A resumed run computes them anew, before it takes its weights up."""
@@ -244,7 +267,9 @@ class _Run:
             metrics = found.metrics
             if name == "validation":
                 self._compare_with_training(metrics, outcome)
-                metrics = {**metrics, **self._calibrate(task, found.predictions, rows)}
+                metrics = {**metrics, **self._calibrate(session, found.predictions, rows)}
+            if not self.folder.writes:
+                continue
             splits[name] = {
                 "rows": len(rows),
                 "metrics": metrics,
@@ -254,10 +279,11 @@ class _Run:
         splits["train"] = {"rows": len(self.splits.train)}
         return splits
 
-    def _calibrate(self, task: Any, predictions: Any, rows: Any) -> dict[str, Any]:
+    def _calibrate(self, session: TrainingSession, predictions: Any, rows: Any) -> dict[str, Any]:
         """Lets the task decide what the validation split decides; the validation metrics that follow from it."""
-        task.calibration = task.calibrate(predictions, rows)
-        if not task.calibration:
+        task = session.prepared.task
+        task.calibration = session.trainer.processes.agreed(task.calibrate(predictions, rows) if self.folder.writes else {})
+        if not task.calibration or not self.folder.writes:
             return {}
         self._write_task(task)
         self.results["calibration"] = task.calibration
@@ -315,55 +341,8 @@ class _Run:
         self.observer.finished(self.results)
         return RunResult(self.folder.path, self.results, code)
 
-    @contextmanager
-    def _recorded(self) -> Iterator[None]:
-        """Keeps log.txt, and writes into results.json how the run ended if it did not end well."""
-        with _logging_to(self.folder.path / LOG):
-            try:
-                with raising_signals():
-                    yield
-            except FtkitError as error:
-                self._record(STATUS_OF_EXIT.get(error.exit_code, "failed"), error.exit_code, str(error))
-                raise
-            except Exception as error:
-                if (memory := _as_memory_error(error)) is not None:
-                    self._record("out_of_memory", memory.exit_code, str(memory))
-                    raise memory from error
-                if (failure := compile_failure(error)) is not None:
-                    self._record("refused", failure.exit_code, str(failure))
-                    raise failure from error
-                logging.getLogger("ftkit").error("internal error\n%s", traceback.format_exc())
-                self._record("failed", 2 if isinstance(error, OSError) else 1, f"{type(error).__name__}: {error}")
-                raise
-
     def _record(self, status: str, exit_code: int, text: str) -> None:
         logging.getLogger("ftkit").error("%s: %s", status, text)
-        if (self.folder.path / PLAN).is_file():
+        if self.folder.writes and (self.folder.path / PLAN).is_file():
             self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})
 
-
-def _as_memory_error(error: Exception) -> MemoryExhaustedError | None:
-    import torch
-
-    text = str(error)
-    lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text or "out of memory" in text
-    if not lacking:
-        return None
-    hint = "Halve train.batch_size and double train.gradient_accumulation_steps, or set train.gradient_checkpointing"
-    return MemoryExhaustedError(f"out of memory: {text.splitlines()[0] if text else 'no details'}", hint=hint)
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("ftkit")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-        logger.removeHandler(handler)
-        handler.close()

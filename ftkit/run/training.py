@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from ftkit.run.folder import METRICS, MetricsLog, RunFolder, readable
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
 from ftkit.run.wiring import Prepared, TrainingBatches, load_weights, weights_of
-from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, complete_checkpoints, prune, save_checkpoint
+from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, checkpoint_path, complete_checkpoints, prune, save_checkpoint
 from ftkit.training.evaluation import evaluate, to_device
 from ftkit.training.events import EvaluationEvent, StepEvent
 from ftkit.training.loop import Position, Trainer
@@ -76,12 +77,18 @@ class TrainingSession:
         # An optimizer refuses to have nothing to do.
         groups = parameter_groups(self._bare, prepared.layout, recipe.train, prepared.method) or [_nothing_to_train()]
         unfreezing = recipe.train.gradual_unfreezing
-        self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing) if unfreezing else None
+        several = accelerator.num_processes > 1
+        self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing, several=several) if unfreezing else None
         self._bare.to(accelerator.device)
         if recipe.train.compile:
             # Batches differ in length; shapes known only at run time save a compilation for each.
             self._bare.compile(dynamic=True)
-        self.model, self.optimizer = accelerator.prepare(self._bare, make_optimizer(groups, recipe.train))
+        optimizer = make_optimizer(groups, recipe.train)
+        if self._trains:
+            self.model, self.optimizer = accelerator.prepare(self._bare, optimizer)
+        else:
+            # What trains nothing has no gradients to synchronize, and torch refuses to try.
+            self.model, self.optimizer = accelerator.prepare_model(self._bare, evaluation_mode=True), optimizer
         self.model.train()
         self.trainer = Trainer(
             accelerator=accelerator,
@@ -135,7 +142,7 @@ class TrainingSession:
 
         Raises InterruptedRunError after a checkpoint when a signal came, DivergedError when training left the finite numbers.
         """
-        log = MetricsLog(self.folder.path / METRICS)
+        log = MetricsLog(self.folder.path / METRICS, writes=self.folder.writes)
         if not self._trains:
             log.close()
             return self._outcome(stopped_early=False)
@@ -203,6 +210,7 @@ class TrainingSession:
         )
         stopped_early, pace = False, _Pace(first, trainer.total_steps)
         with SignalGuard() as guard:
+            processes = trainer.processes
             mark = time.perf_counter()
             for event in trainer.events():
                 elapsed, mark = time.perf_counter() - mark, time.perf_counter()
@@ -212,10 +220,13 @@ class TrainingSession:
                     self.totals.evaluation_seconds += elapsed
                     stopped_early = event.stop
                     self._on_evaluation(event, log)
-                elif event.checkpoint_due or guard.received is not None:
-                    self._save(log, stopped_early)
-                    if guard.received is not None:
-                        raise _interrupted(guard.received, trainer.position.step, trainer.total_steps)
+                else:
+                    # A signal may have reached one process only, and all have to stop at the same step.
+                    received = processes.largest(int(guard.received or 0))
+                    if event.checkpoint_due or received:
+                        self._save(log, stopped_early)
+                    if received:
+                        raise _interrupted(received, trainer.position.step, trainer.total_steps)
                 mark = time.perf_counter()
         return self._outcome(stopped_early)
 
@@ -235,7 +246,7 @@ class TrainingSession:
     def _on_evaluation(self, event: EvaluationEvent, log: MetricsLog) -> None:
         log.append("evaluation", {"step": event.step, "epoch": event.epoch, "metrics": event.metrics, "is_best": event.is_best})
         if event.is_best:
-            save_checkpoint(self.folder.checkpoints, BEST, event.step, self._weights(), {"metrics": event.metrics})
+            self._write(BEST, event.step, self._weights(), {"metrics": event.metrics})
         self.observer.evaluation(event)
         self._track({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
 
@@ -243,7 +254,16 @@ class TrainingSession:
         if self.recipe.trackers:
             self.accelerator.log(values, step=step)
 
-    def _save(self, log: MetricsLog, stopped_early: bool) -> Checkpoint:
+    def _write(self, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> Checkpoint:
+        """A checkpoint, written by the main process; the others have it to read when this returns."""
+        if self.folder.writes:
+            saved = save_checkpoint(self.folder.checkpoints, kind, step, tensors, state)
+        else:
+            saved = Checkpoint(checkpoint_path(self.folder.checkpoints, kind, step), step)
+        self.trainer.processes.wait()
+        return saved
+
+    def _save(self, log: MetricsLog, stopped_early: bool) -> None:
         tensors, others = optimizer_state(self._inner_optimizer())
         scaler = self.accelerator.scaler
         state = {
@@ -257,9 +277,9 @@ class TrainingSession:
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         contents = {**self._weights(), "optimizer": tensors}
-        saved = save_checkpoint(self.folder.checkpoints, RESUMABLE, self.trainer.position.step, contents, state)
-        prune(self.folder.checkpoints, keep=self.recipe.train.keep_checkpoints, best_step=self.stopping.best_step)
-        return saved
+        self._write(RESUMABLE, self.trainer.position.step, contents, state)
+        if self.folder.writes:
+            prune(self.folder.checkpoints, keep=self.recipe.train.keep_checkpoints, best_step=self.stopping.best_step)
 
     def _weights(self) -> dict[str, Mapping[str, Tensor]]:
         if self._unfreezing:
@@ -293,9 +313,9 @@ class TrainingSession:
 
     def _best_weights(self) -> Checkpoint:
         """The best checkpoint, loaded back into the model; the current weights, saved as such, where none was evaluated."""
-        step, folder = self.stopping.best_step, self.folder.checkpoints
+        step = self.stopping.best_step
         if step is None:
-            return save_checkpoint(folder, BEST, self.trainer.position.step, self._weights(), {"metrics": {}})
+            return self._write(BEST, self.trainer.position.step, self._weights(), {"metrics": {}})
         found = self._best_checkpoint(step)
         self._load(found)
         return found
@@ -330,10 +350,11 @@ class _Pace:
         return self._tokens_per_second, self._step_seconds * (self._total - event.step)
 
 
-def _interrupted(signal_received: Any, step: int, total: int) -> InterruptedRunError:
+def _interrupted(number: int, step: int, total: int) -> InterruptedRunError:
+    name = signal.Signals(number).name
     return InterruptedRunError(
-        f"{signal_received.name} received: stopped after step {step:,} of {total:,}; a checkpoint is written. Continue with --resume",
-        exit_code=128 + int(signal_received),
+        f"{name} received: stopped after step {step:,} of {total:,}; a checkpoint is written. Continue with --resume",
+        exit_code=128 + number,
     )
 
 

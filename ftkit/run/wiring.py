@@ -194,7 +194,11 @@ def make_accelerator(precision: str, *, trackers: list[str], folder: Path | None
         AcceleratorState._reset_state()
     try:
         return Accelerator(
-            mixed_precision=mixed, log_with=trackers or None, project_dir=str(folder) if folder and trackers else None
+            # Left to itself, Accelerate takes several processes without a GPU for several runs.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=mixed,
+            log_with=trackers or None,
+            project_dir=str(folder) if folder and trackers else None,
         )
     except (ValueError, ImportError) as error:
         raise RecipeError(f"the accelerator cannot be set up as asked: {error}") from error

@@ -54,13 +54,18 @@ class Checkpoint:
             raise _unusable(path, f"it holds no JSON as ftkit writes it: {error}") from error
 
 
+def checkpoint_path(folder: Path, kind: str, step: int) -> Path:
+    """Where the checkpoint of a kind and a step lies."""
+    return folder / f"{kind}-{step:08d}"
+
+
 def save_checkpoint(folder: Path, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Any) -> Checkpoint:
     """Writes a checkpoint of `kind` (`step` or `best`) and returns it: a file for each non-empty entry of `tensors`, and `state`.
 
     An equal name is replaced.
     """
     folder.mkdir(exist_ok=True)
-    final = folder / f"{kind}-{step:08d}"
+    final = checkpoint_path(folder, kind, step)
     temporary = folder / f".tmp-{final.name}"
     if temporary.exists():
         shutil.rmtree(temporary)

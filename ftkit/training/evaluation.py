@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from ftkit.data.batching import eval_batches
 from ftkit.data.features import FeatureStore
 from ftkit.data.table import Table
 from ftkit.tasks.base import Batch, Prediction, Task
+from ftkit.training.processes import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,30 +61,39 @@ def predict_features(
     Rows without targets count nothing. With several processes each takes a share and all get the whole.
     names: metrics that the predictions are for (None: all); presenting: they are for `present`. Text is generated only where needed.
     """
+    processes = Processes(accelerator)
     batches = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    predictions: list[Prediction] = []
+    mine = batches[processes.rank :: processes.size]
+    # Wrappers that synchronize in a forward pass would wait for processes that have a batch less.
+    model = accelerator.unwrap_model(model)
     generates = task.generates(names) or (presenting and task.generates_to_present)
-    losses, targets = 0.0, 0
+    done: list[_Done] = []
     with evaluating(model):
         for indices in mine:
             taken = features.take(indices)
             batch = to_device(task.collate(taken, processor), accelerator.device)
-            count, found = task.target_count(batch), [{"example": int(feature["example"])} for feature in taken]
+            count, loss = task.target_count(batch), 0.0
+            found: list[Prediction] = [{"example": int(feature["example"])} for feature in taken]
             if count or not generates:
                 outputs = task.forward(model, batch)
-                losses += float(task.loss(outputs, batch)) if count else 0.0
-                targets += count
+                loss = float(task.loss(outputs, batch)) if count else 0.0
                 found = task.predictions(outputs, batch)
             if generates:
-                texts = task.generate(accelerator.unwrap_model(model), taken, processor)
+                texts = task.generate(model, taken, processor)
                 found = [{**prediction, **text} for prediction, text in zip(found, texts, strict=True)]
-            predictions += found
-    if accelerator.num_processes > 1:
-        shares = gather_object([(predictions, losses, targets)])
-        predictions = [prediction for share in shares for prediction in share[0]]
-        losses, targets = sum(share[1] for share in shares), sum(share[2] for share in shares)
-    return _by_example(predictions, task), losses, targets
+            done.append((found, loss, count))
+    done = _in_turn(processes.gathered(done))
+    predictions = [prediction for found, _, _ in done for prediction in found]
+    return _by_example(predictions, task), sum(loss for _, loss, _ in done), sum(count for _, _, count in done)
+
+
+_Done = tuple[list[Prediction], float, int]
+"""Of one batch: its predictions, the sum of its losses, the number of its targets."""
+
+
+def _in_turn(shares: list[list[_Done]]) -> list[_Done]:
+    """Batches that processes took in turn, in their own order: sums and ties come out as in one process."""
+    return [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
 
 
 def _by_example(predictions: Sequence[Prediction], task: Task) -> list[Prediction]:
@@ -106,12 +115,16 @@ def evaluate(
     accelerator: Accelerator,
     names: Sequence[str] | None = None,
 ) -> Evaluation:
-    """Metrics over the whole split, computed once. `names`: only these besides the loss (default: all of the task's)."""
+    """Metrics over the whole split, computed once, by the main process.
+
+    names: only these besides the loss (default: all of the task's).
+    """
     predictions, losses, targets = predict_features(
         model, task, features, processor, batch_size=batch_size, max_tokens=max_tokens, accelerator=accelerator, names=names
     )
     found = [int(prediction["example"]) for prediction in predictions]
     if found != list(range(len(rows))):
         raise RuntimeError(f"the evaluation covered {len(set(found))} of {len(rows)} examples, {len(found)} times in all")
-    metrics = task.score(predictions, rows, names)
+    processes = Processes(accelerator)
+    metrics = processes.agreed(task.score(predictions, rows, names) if processes.is_main else {})
     return Evaluation(metrics={**metrics, "loss": losses / targets if targets else None}, predictions=predictions)

@@ -3,6 +3,8 @@
 What holds by construction:
 - The loss of an optimizer step is the sum over all supervised targets of its accumulation window, over all processes, divided by
   their number. So the gradient does not depend on how the window is cut into batches.
+- A window holds `batch_size x gradient_accumulation_steps` examples however many processes share it. So steps, rates and order are
+  those of a run in one process.
 - Batches are a pure function of (seed, epoch), randomness of (seed, step, process), the rate of the step. A run that continues
   from step k does exactly what an uninterrupted one does.
 """
@@ -27,6 +29,7 @@ from ftkit.tasks.base import Batch, Task
 from ftkit.training.evaluation import to_device
 from ftkit.training.events import BoundaryEvent, EvaluationEvent, Event, StepEvent
 from ftkit.training.optimizers import set_learning_rate
+from ftkit.training.processes import Processes
 from ftkit.training.schedule import learning_rate_factor
 from ftkit.training.seeding import seed_everything
 from ftkit.training.stopping import StoppingRule
@@ -84,10 +87,11 @@ class Trainer:
         self.task, self.method, self.batches, self.train, self.seed = task, method, batches, train, seed
         self.stopping, self.evaluate, self.unfreezing = stopping, evaluate, unfreezing
         self.position = Position()
-        self._window_size = train.gradient_accumulation_steps * accelerator.num_processes
+        self.processes = Processes(accelerator)
+        self._window_size = train.gradient_accumulation_steps
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._skipped = 0
-        self.total_steps = count_steps(train, batches, accelerator.num_processes)
+        self.total_steps = count_steps(train, batches)
         warmup = warmup_steps(train, self.total_steps)
         self._factor = learning_rate_factor(train.schedule, warmup_steps=warmup, total_steps=self.total_steps)
 
@@ -137,10 +141,12 @@ class Trainer:
         seed_everything(self.seed, position.step, accelerator.process_index)
         rate = float(self.train.learning_rate) * self._factor(position.step)
         set_learning_rate(self.optimizer, rate)
-        share = _share(window, accelerator.process_index, accelerator.num_processes)
+        share = share_of(window, self.processes.rank, self.processes.size)
         loaded = [(self.batches.load(indices), real) for indices, real in share]
-        targets = self._sum_over_processes(sum(self.task.target_count(batch) for batch, real in loaded if real))
+        targets = self.processes.total(sum(self.task.target_count(batch) for batch, real in loaded if real))
         loss = self._backward(loaded, targets)
+        if self.unfreezing:
+            self.unfreezing.drop_gradients()
         grad_norm = self._clip()
         self._refuse_divergence(loss, grad_norm, rate)
         self.optimizer.step()
@@ -170,15 +176,10 @@ class Trainer:
                 loss = loss if real else loss * 0.0
                 total = total + loss.detach()
                 # Data parallelism averages gradients over processes; the window's count is already that of all of them.
-                scaled = loss * accelerator.num_processes
+                scaled = loss * self.processes.size
                 extra = self.method.extra_loss(accelerator.unwrap_model(self.model)) if last else None
                 accelerator.backward(scaled if extra is None else scaled + extra)
-        return float(accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total)
-
-    def _sum_over_processes(self, count: int) -> int:
-        if self.accelerator.num_processes == 1:
-            return count
-        return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device), "sum"))
+        return float(accelerator.reduce(total, "sum") if self.processes.size > 1 else total)
 
     def _clip(self) -> float:
         limit = self.train.max_grad_norm
@@ -197,13 +198,13 @@ class Trainer:
         )
 
 
-def count_steps(train: TrainSpec, batches: BatchSource, processes: int) -> int:
+def count_steps(train: TrainSpec, batches: BatchSource) -> int:
     """Optimizer steps of a whole run: `max_steps` where given, else those of `epochs` passes (the last may be partial)."""
     if train.max_steps:
         return train.max_steps
 
     def windows(epoch: int) -> int:
-        return math.ceil(len(batches.epoch(epoch)) / (train.gradient_accumulation_steps * processes))
+        return math.ceil(len(batches.epoch(epoch)) / train.gradient_accumulation_steps)
 
     whole = int(float(train.epochs) + 1e-9)
     rest = float(train.epochs) - whole
@@ -216,12 +217,16 @@ def warmup_steps(train: TrainSpec, total_steps: int) -> int:
     return train.warmup_steps if train.warmup_steps is not None else math.ceil(float(train.warmup_ratio) * total_steps)
 
 
-def _share(window: Sequence[np.ndarray], process: int, processes: int) -> list[tuple[np.ndarray, bool]]:
-    """This process's batches of a window. Each process gets equally many, since all must join each synchronization: where the
-    window runs out, a repeated batch that counts for nothing (False)."""
-    rounds = math.ceil(len(window) / processes)
-    places = [number * processes + process for number in range(rounds)]
-    return [(window[place], True) if place < len(window) else (window[0], False) for place in places]
+def share_of(window: Sequence[np.ndarray], process: int, processes: int) -> list[tuple[np.ndarray, bool]]:
+    """The batches that a process takes of a window of batches: as equal in number and size as the window allows.
+
+    Whole batches where they come out even, else equal parts of them. All processes get equally many, since all join each
+    synchronization: where there is nothing left, a batch that counts for nothing (False).
+    """
+    parts = processes // math.gcd(len(window), processes)
+    pieces = [indices[part::parts] for indices in window for part in range(parts)]
+    mine = pieces[process::processes]
+    return [(piece, True) if len(piece) else (window[0][:1], False) for piece in mine]
 
 
 def _due(every: Every, step: int, before: float, after: float) -> bool:

@@ -23,10 +23,13 @@ class GradualUnfreezing:
     Raises RecipeError if nothing but the head trains.
 
     What trains at a moment is a pure function of how far the run is, so a resumed run needs no state of it.
+    several: there are other processes, whose synchronization counts on the gradients of all parameters: those held back have them
+    dropped instead of never computed.
     """
 
-    def __init__(self, model: nn.Module, layout: ModelLayout, spec: GradualUnfreezingSpec) -> None:
-        self._spec, self._top = spec, len(layout.blocks) + 1
+    def __init__(self, model: nn.Module, layout: ModelLayout, spec: GradualUnfreezingSpec, *, several: bool = False) -> None:
+        self._spec, self._top, self._several = spec, len(layout.blocks) + 1, several
+        self._lowest = 0
         trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._parameters = [_Frozen(parameter, layout.depth(name)) for name, parameter in trainable]
         if all(held.depth == self._top for held in self._parameters):
@@ -37,10 +40,16 @@ class GradualUnfreezing:
         """Sets what trains during the step after `step` finished ones; returns the lowest depth that does."""
         every = self._spec.every
         passed = step // every.steps if every.steps else int(epoch / (every.epochs or 1.0) + 1e-9)
-        lowest = max(0, self._top - passed * self._spec.blocks)
+        self._lowest = max(0, self._top - passed * self._spec.blocks)
         for held in self._parameters:
-            held.parameter.requires_grad_(held.depth >= lowest)
-        return lowest
+            held.parameter.requires_grad_(self._several or held.depth >= self._lowest)
+        return self._lowest
+
+    def drop_gradients(self) -> None:
+        """Leaves what is held back without gradients; to be called before they are clipped and used."""
+        for held in self._parameters:
+            if held.depth < self._lowest:
+                held.parameter.grad = None
 
     def thaw(self) -> None:
         """Lets everything train, as before the first update: for saving and loading all that the method trains."""

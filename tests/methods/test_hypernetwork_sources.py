@@ -31,7 +31,7 @@ from tests.methods.adapter_reference import INSTALL
 from tests.methods.cases import LABELS, SOURCES, batch_of, facts_of, fresh_model
 from tests.methods.sourced_calls import check_refusals
 from tests.methods.test_hypernetwork import SMALL, adapters_by_hand, network_of
-from tests.small_runs import KINDS, _save_varied
+from tests.small_runs import KINDS, save_varied
 from tests.tiny import tiny_model
 
 RecipeFile = Callable[..., Path]
@@ -275,7 +275,7 @@ def test_a_run_with_checkpointing_is_resumed_bit_for_bit(recipe: Any, tmp_path: 
 
 def test_texts_are_written_through_the_adapters_of_the_source(tmp_path: Path) -> None:
     family, auto_class, _, rows = KINDS["rewrites"]
-    _save_varied(tmp_path / "model", family, auto_class)
+    save_varied(tmp_path / "model", family, auto_class)
     origins = ["mail", "chat", "fax"]
     named: list[Mapping[str, Any]] = [{**row, "origin": origins[number % 3]} for number, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))

@@ -24,7 +24,7 @@ from ftkit.tuners.prompt_transfer import decompose
 from ftkit.tuners.wrap import head_parameter_count
 from tests.methods.cases import SOURCES, batch_of, fresh_model
 from tests.methods.sourced_calls import check_refusals
-from tests.small_runs import KINDS, _save_varied
+from tests.small_runs import KINDS, save_varied
 
 RecipeFile = Callable[..., Path]
 LENGTH, WIDTH = 4, 16
@@ -246,7 +246,7 @@ def test_what_a_user_does_wrong(recipe_file: RecipeFile, tmp_path: Path) -> None
 
 def written_run(folder: Path, kind: str, task: str | None = None) -> ftkit.Predictor:
     family, auto_class, usual, rows = KINDS[kind]
-    _save_varied(folder / "model", family, auto_class)
+    save_varied(folder / "model", family, auto_class)
     sourced = [{**row, "origin": ["mail", "chat", "fax"][number % 3]} for number, row in enumerate(rows)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sourced))
     method = {"name": "multitask-prompt-tuning", "length": 3, "source_column": "origin"}
