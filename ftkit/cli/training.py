@@ -50,7 +50,13 @@ def train(
             raise typer.BadParameter(f"--nproc {processes}: a launcher has started {world.size} processes already")
         from ftkit.run.launching import launch
 
-        flags = {"--resume": resume, "--overwrite": overwrite, "--quiet": quiet, "--json": as_json, "--trust-remote-code": allow_code}
+        flags = {
+            "--resume": resume,
+            "--overwrite": overwrite,
+            "--quiet": quiet,
+            "--json": as_json,
+            "--trust-remote-code": allow_code,
+        }
         values = [("--output", output), ("--junit", junit), *(("--plugin", plugin) for plugin in plugins or ())]
         words = ["train", *(flag for flag, given in flags.items() if given)]
         words += [word for name, value in values if value is not None for word in (name, str(value))]

@@ -71,7 +71,7 @@ class AdapterFusion(AdapterMethod):
         year=2021,
         url="https://arxiv.org/abs/2005.00247",
     )
-    capabilities = Capabilities(adapter=True, merge=False, quantized=True)
+    capabilities = Capabilities(shardable=False, adapter=True, merge=False, quantized=True)
     Options = Options
     needs = ("adapters",)
     known_to_peft = False

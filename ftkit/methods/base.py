@@ -53,6 +53,7 @@ class Capabilities:
     checkpointing: gradient checkpointing works.
     from_scratch: makes sense on a model with random weights, since it trains all of them.
     trains: something is trained at all; where not, a run evaluates and exports.
+    shardable: the base may be divided over processes (`train.sharding`).
     """
 
     adapter: bool
@@ -61,6 +62,7 @@ class Capabilities:
     checkpointing: bool = True
     from_scratch: bool = False
     trains: bool = True
+    shardable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class FishMask(AdapterMethod):
         year=2021,
         url="https://arxiv.org/abs/2111.09839",
     )
-    capabilities = Capabilities(adapter=True, merge=True)
+    capabilities = Capabilities(shardable=False, adapter=True, merge=True)
     Options = Options
     known_to_peft = False
     prefix = "sparse_change_"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.errors import ModelError, Problem
+from ftkit.models.sharding import divided_like
 
 if TYPE_CHECKING:
     from ftkit.models.layout import ModelLayout
@@ -165,8 +166,8 @@ def load_trainable(model: nn.Module, tensors: Mapping[str, Tensor], *, strict: b
         problems += [f"{name} belongs to no trained parameter" for name in tensors.keys() - expected.keys()]
     if problems:
         raise ModelError([Problem(message=text) for text in _limited(sorted(problems))])
-    for name in expected.keys() & tensors.keys():
-        expected[name].copy_(tensors[name])
+    for name in sorted(expected.keys() & tensors.keys()):
+        expected[name].copy_(divided_like(tensors[name], expected[name]))
 
 
 def share_frozen(owner: nn.Module, owner_layout: ModelLayout, model: nn.Module, layout: ModelLayout) -> int:

@@ -230,6 +230,8 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
         )
     if recipe.model.weights == "random" and not method.capabilities.from_scratch:
         found.append(("model.weights", f"random weights: {method.name} would leave most of them random", "Use `method: full`"))
+    if recipe.train.sharding != "none":
+        found += _sharding_misfits(recipe, method)
     if recipe.model.quantization is not None:
         found += _quantization_misfits(recipe, method)
     if recipe.train.precision == "fp16" and not gpu:
@@ -250,6 +252,23 @@ def _unsuited(recipe: Recipe, facts: ModelFacts, task: Task) -> tuple[str, str, 
     message = f"{facts.model_type} is of the kind {facts.kind!r}; {task.name} needs one of: {kinds}"
     beside = ", or put a decoder beside it with `model.decoder`" if task.takes_pairs and facts.kind == "encoder" else ""
     return ("model.name", message, f"Choose another model{beside}")
+
+
+def _sharding_misfits(recipe: Recipe, method: Method) -> list[tuple[str, str, str]]:
+    train, reasons = recipe.train, []
+    if not method.capabilities.shardable:
+        reasons.append((f"{method.name} needs the whole model in each process", "Use `none`"))
+    if recipe.model.quantization is not None:
+        reasons.append(("quantized weights cannot be divided", "Use `none`: they are small already"))
+    if train.compile:
+        reasons.append(("compiled models cannot be divided", "Set `train.compile: false`"))
+    if train.precision == "fp16":
+        reasons.append(("the loss scale of fp16 is not kept together over processes", "Use `train.precision: bf16`"))
+    if train.optimizer in ("adafactor", "adamw_8bit"):
+        reasons.append((f"{train.optimizer} keeps a state that cannot be divided", "Use `train.optimizer: adamw`"))
+    if train.gradual_unfreezing is not None:
+        reasons.append(("what is frozen for a time cannot be divided", "Remove `train.gradual_unfreezing`"))
+    return [("train.sharding", message, hint) for message, hint in reasons]
 
 
 def _quantization_misfits(recipe: Recipe, method: Method) -> list[tuple[str, str, str]]:

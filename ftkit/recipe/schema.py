@@ -239,6 +239,9 @@ class TrainSpec(Strict):
         "auto", description="Type of the arithmetic. auto: bf16 on a GPU that has it, else fp32. fp16 needs a GPU."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
+    sharding: Literal["none", "fsdp2"] = Field(
+        "none", description="fsdp2: each of several processes holds its share of the weights and of the optimizer's state."
+    )
     compile: bool = Field(False, description="torch.compile the model.")
     layer_decay: float | None = Field(
         None, gt=0, le=1, description="Discriminative learning rates: each block's rate is that of the block above times this."

@@ -21,7 +21,7 @@ SCHEMA_VERSION = 2
 MOST_SHOWN, LONGEST_SHOWN = 8, 100
 NOT_TRAINING = ("output", "export", "expect", "trackers")
 NOT_TRAINING_DATA = ("cache", "num_workers")
-NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size", "num_processes")
+NOT_TRAINING_TRAIN = ("keep_checkpoints", "eval_batch_size", "num_processes", "sharding")
 
 
 def make_lock(plan: Plan, splits: Splits, processor_key: str, *, world_size: int) -> dict[str, Any]:

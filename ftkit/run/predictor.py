@@ -52,7 +52,9 @@ class Predictor:
         from ftkit.run.wiring import make_accelerator
 
         if (world := launched_world()).several:
-            raise RecipeError(f"{world.size} processes were started; only `ftkit train` uses several", hint="Start it without a launcher")
+            raise RecipeError(
+                f"{world.size} processes were started; only `ftkit train` uses several", hint="Start it without a launcher"
+            )
         self.folder, self.prepared = folder, prepared
         self._processor_hash = processor_hash
         self._accelerator = make_accelerator(prepared.plan.recipe.train.precision, trackers=[], folder=None)

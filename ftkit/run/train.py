@@ -19,6 +19,7 @@ from ftkit.errors import RecipeError
 from ftkit.files import sha256_of, write_atomically, write_text
 from ftkit.models.load import trainable_report
 from ftkit.models.naming import unusual_backbone
+from ftkit.models.sharding import is_sharded
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Recipe
 from ftkit.report.model_card import model_card
@@ -52,7 +53,7 @@ from ftkit.run.recording import recorded
 from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.training import Outcome, TrainingSession
-from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
+from ftkit.run.wiring import Prepared, encode_splits, load_weights, make_accelerator, prepare_model, prepare_processor
 from ftkit.run.world import HOW_TO_START, launched_world, refuse_other_size
 
 FEW_STEPS = 50
@@ -97,7 +98,7 @@ def train(
     with ExitStack() as stack:
         with meeting.agreeing() as said:
             plan = make_plan_here(recipe)
-            refuse_other_size(world, plan.recipe.train.num_processes)
+            refuse_other_size(world, plan.recipe.train)
             path = (output or Path(plan.recipe.output)).absolute()
             if world.is_main:
                 check_run_folder(path, resume=resume, overwrite=overwrite)
@@ -184,6 +185,10 @@ class _Run:
                 return RunResult(self.folder.path, {}, 0)
             for name, metrics in before.items():
                 self.results["splits"][name]["before"] = metrics
+            if is_sharded(prepared.model):
+                # Merging and saving want the whole model, which no process holds.
+                prepared = prepare_model(self.plan, task, processor, seed=self.plan.recipe.seed, allow_code=allow_code)
+                load_weights(prepared, outcome.weights.tensors)
             self.results["exports"] = self._exports(prepared, inputs)
             return self._finish(prepared)
 
@@ -238,9 +243,7 @@ class _Run:
         if not self.plan.recipe.trackers:
             yield
             return
-        accelerator.init_trackers(
-            "ftkit", config={"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}
-        )
+        accelerator.init_trackers("ftkit", config={"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name})
         try:
             yield
         finally:
@@ -345,4 +348,3 @@ class _Run:
         logging.getLogger("ftkit").error("%s: %s", status, text)
         if self.folder.writes and (self.folder.path / PLAN).is_file():
             self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})
-

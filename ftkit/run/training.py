@@ -17,6 +17,7 @@ from torch import Tensor
 from ftkit.data.features import FeatureStore
 from ftkit.data.splits import Splits
 from ftkit.errors import DivergedError, InterruptedRunError, RunFolderError
+from ftkit.models.sharding import Sharding
 from ftkit.run.folder import METRICS, MetricsLog, RunFolder, readable
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
@@ -74,20 +75,23 @@ class TrainingSession:
         self.stopping = self._stopping_rule()
         self._bare = prepared.model
         self._trains = prepared.method.capabilities.trains
+        self._bare.to(accelerator.device)
+        sharding = None
+        if recipe.train.sharding != "none":
+            sharding = Sharding(self._bare, [block.module for block in prepared.layout.blocks], accelerator.device)
         # An optimizer refuses to have nothing to do.
         groups = parameter_groups(self._bare, prepared.layout, recipe.train, prepared.method) or [_nothing_to_train()]
         unfreezing = recipe.train.gradual_unfreezing
         several = accelerator.num_processes > 1
         self._unfreezing = GradualUnfreezing(self._bare, prepared.layout, unfreezing, several=several) if unfreezing else None
-        self._bare.to(accelerator.device)
         if recipe.train.compile:
             # Batches differ in length; shapes known only at run time save a compilation for each.
             self._bare.compile(dynamic=True)
         optimizer = make_optimizer(groups, recipe.train)
-        if self._trains:
+        if self._trains and sharding is None:
             self.model, self.optimizer = accelerator.prepare(self._bare, optimizer)
         else:
-            # What trains nothing has no gradients to synchronize, and torch refuses to try.
+            # Nothing is left to synchronize: a divided model does that by itself, and what trains nothing has no gradients.
             self.model, self.optimizer = accelerator.prepare_model(self._bare, evaluation_mode=True), optimizer
         self.model.train()
         self.trainer = Trainer(
@@ -102,6 +106,7 @@ class TrainingSession:
             stopping=self.stopping,
             evaluate=self._evaluate if "validation" in stores else None,
             unfreezing=self._unfreezing,
+            sharding=sharding,
         )
         prepared.method.training_begins(self._bare, self.trainer.total_steps)
 

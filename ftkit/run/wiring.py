@@ -23,6 +23,7 @@ from ftkit.methods.base import Method
 from ftkit.models.layout import ModelLayout
 from ftkit.models.load import load_model
 from ftkit.models.processor import align_padding, load_processor, processor_key
+from ftkit.models.sharding import whole
 from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Auto, TrainSpec
@@ -82,8 +83,9 @@ def load_weights(prepared: Prepared, tensors: Callable[[str], dict[str, Tensor]]
 
 
 def weights_of(prepared: Prepared) -> dict[str, Mapping[str, Tensor]]:
-    """What `load_weights` loads, by file name."""
-    return {"trainable": trainable_state(prepared.model), "method": prepared.method.state(prepared.model)}
+    """What `load_weights` loads, by file name; whole tensors, where the model is divided over processes."""
+    trainable = {name: whole(value) for name, value in trainable_state(prepared.model).items()}
+    return {"trainable": trainable, "method": prepared.method.state(prepared.model)}
 
 
 def check_trainable(model: nn.Module, method: Method, layout: ModelLayout) -> None:

@@ -7,9 +7,19 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftkit.errors import Problem, RecipeError
 
+if TYPE_CHECKING:
+    from ftkit.recipe.schema import TrainSpec
+
+OTHER_SHARDING = (
+    "ACCELERATE_USE_FSDP",
+    "ACCELERATE_USE_DEEPSPEED",
+    "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)
 HOW_TO_START = "Start it with `ftkit train RECIPE --nproc N`, or `torchrun --nproc_per_node N -m ftkit train RECIPE`"
 
 
@@ -49,14 +59,18 @@ def _number(name: str, default: int) -> int:
     return int(text)
 
 
-def refuse_other_size(world: World, expected: int | None) -> None:
-    """Raises RecipeError if other processes were started than the recipe or the launcher asked for.
-
-    expected: `train.num_processes`, None where the recipe leaves it open.
-    """
+def refuse_other_size(world: World, train: TrainSpec) -> None:
+    """Raises RecipeError if other processes were started than the recipe or the launcher asked for."""
+    expected = train.num_processes
+    if train.sharding != "none" and not world.several:
+        problem = Problem(message="one process has nobody to divide the model with", key="train.sharding", hint=HOW_TO_START)
+        raise RecipeError(problem)
     if expected is not None and expected != world.size:
         message = f"{world.size} process{'es were' if world.several else ' was'} started, the recipe says {expected}"
         raise RecipeError(Problem(message=message, key="train.num_processes", hint=f"Start it with --nproc {expected}"))
+    if named := [name for name in OTHER_SHARDING if os.environ.get(name, "").casefold() == "true"]:
+        message = f"the launcher's configuration turns on sharding of its own ({named[0]})"
+        raise RecipeError(message, hint="Turn it off there, and set `train.sharding: fsdp2` in the recipe")
     asked = 1 if world.several else _asked_of_accelerate(_parents_words())
     if asked > 1:
         message = f"`accelerate launch` was asked for {asked} processes and started one, as it does on the CPU"

@@ -14,6 +14,7 @@ from torch import nn
 from ftkit.data.batching import eval_batches
 from ftkit.data.features import FeatureStore
 from ftkit.data.table import Table
+from ftkit.models.sharding import gathered, is_sharded
 from ftkit.tasks.base import Batch, Prediction, Task
 from ftkit.training.processes import Processes
 
@@ -64,13 +65,15 @@ def predict_features(
     processes = Processes(accelerator)
     batches = eval_batches(features.lengths, batch_size=batch_size, max_tokens=max_tokens)
     mine = batches[processes.rank :: processes.size]
+    # Each call of a divided model is one of all processes.
+    turns = -(-len(batches) // processes.size) if is_sharded(model) else len(mine)
     # Wrappers that synchronize in a forward pass would wait for processes that have a batch less.
     model = accelerator.unwrap_model(model)
     generates = task.generates(names) or (presenting and task.generates_to_present)
     done: list[_Done] = []
     with evaluating(model):
-        for indices in mine:
-            taken = features.take(indices)
+        for turn in range(turns):
+            taken = features.take(mine[turn] if turn < len(mine) else batches[0][:1])
             batch = to_device(task.collate(taken, processor), accelerator.device)
             count, loss = task.target_count(batch), 0.0
             found: list[Prediction] = [{"example": int(feature["example"])} for feature in taken]
@@ -79,9 +82,11 @@ def predict_features(
                 loss = float(task.loss(outputs, batch)) if count else 0.0
                 found = task.predictions(outputs, batch)
             if generates:
-                texts = task.generate(model, taken, processor)
+                with gathered(model):
+                    texts = task.generate(model, taken, processor)
                 found = [{**prediction, **text} for prediction, text in zip(found, texts, strict=True)]
-            done.append((found, loss, count))
+            if turn < len(mine):
+                done.append((found, loss, count))
     done = _in_turn(processes.gathered(done))
     predictions = [prediction for found, _, _ in done for prediction in found]
     return _by_example(predictions, task), sum(loss for _, loss, _ in done), sum(count for _, _, count in done)

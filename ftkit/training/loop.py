@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from torch import nn
 
 from ftkit.errors import DivergedError
 from ftkit.methods.base import Method
+from ftkit.models.sharding import Sharding
 from ftkit.recipe.schema import Every, TrainSpec
 from ftkit.tasks.base import Batch, Task
 from ftkit.training.evaluation import to_device
@@ -64,8 +65,9 @@ class Position:
 class Trainer:
     """Trains a prepared model; iterate over `events()`.
 
-    model and optimizer are those that `accelerator.prepare` returned; `evaluate` gives the metrics of the validation split, None
-    if there is none. `position` may be set before the first event to continue an earlier run.
+    model and optimizer are those that `accelerator.prepare` returned, or a divided model (`sharding`) and an optimizer over its
+    shares; `evaluate` gives the metrics of the validation split, None if there is none. `position` may be set before the first event
+    to continue an earlier run.
     """
 
     def __init__(
@@ -82,10 +84,11 @@ class Trainer:
         stopping: StoppingRule,
         evaluate: Callable[[], dict[str, Any]] | None,
         unfreezing: GradualUnfreezing | None = None,
+        sharding: Sharding | None = None,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.task, self.method, self.batches, self.train, self.seed = task, method, batches, train, seed
-        self.stopping, self.evaluate, self.unfreezing = stopping, evaluate, unfreezing
+        self.stopping, self.evaluate, self.unfreezing, self.sharding = stopping, evaluate, unfreezing, sharding
         self.position = Position()
         self.processes = Processes(accelerator)
         self._window_size = train.gradient_accumulation_steps
@@ -169,7 +172,7 @@ class Trainer:
         total = torch.zeros((), device=accelerator.device)
         for number, (batch, real) in enumerate(loaded):
             last = number == len(loaded) - 1
-            with nullcontext() if last else accelerator.no_sync(self.model):
+            with self._accumulating(last):
                 placed = to_device(batch, accelerator.device)
                 outputs = self.task.forward(self.model, placed)
                 loss = self.task.loss(outputs, placed, label_smoothing=self.train.label_smoothing) / max(1, targets)
@@ -179,11 +182,21 @@ class Trainer:
                 scaled = loss * self.processes.size
                 extra = self.method.extra_loss(accelerator.unwrap_model(self.model)) if last else None
                 accelerator.backward(scaled if extra is None else scaled + extra)
+        if self.sharding:
+            self.sharding.finish_gradients()
         return float(accelerator.reduce(total, "sum") if self.processes.size > 1 else total)
 
+    def _accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients travel between processes in the last backward pass of a step alone."""
+        if self.sharding:
+            self.sharding.synchronize(last)
+        return nullcontext() if last or self.sharding else self.accelerator.no_sync(self.model)
+
     def _clip(self) -> float:
-        limit = self.train.max_grad_norm
-        return float(self.accelerator.clip_grad_norm_(self._parameters, math.inf if limit is None else limit))
+        limit = math.inf if self.train.max_grad_norm is None else self.train.max_grad_norm
+        if self.sharding:
+            return self.sharding.clip(self._parameters, limit)
+        return float(self.accelerator.clip_grad_norm_(self._parameters, limit))
 
     def _refuse_divergence(self, loss: float, grad_norm: float, rate: float) -> None:
         scaled = self.accelerator.scaler is not None

@@ -11,6 +11,7 @@ from torch import nn
 from ftkit.errors import ModelError
 from ftkit.methods.base import Method
 from ftkit.models.layout import ModelLayout
+from ftkit.models.sharding import divided_like, whole
 from ftkit.recipe.schema import TrainSpec
 
 
@@ -77,13 +78,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """State as (tensors by `<slot>|<parameter name>`, other values by the same kind of key)."""
+    """State, whole on every process, as (tensors by `<slot>|<parameter name>`, other values by the same kind of key)."""
     tensors: dict[str, torch.Tensor] = {}
     others: dict[str, Any] = {}
     for name, parameter in _named(optimizer):
         for slot, value in optimizer.state.get(parameter, {}).items():
             target = tensors if isinstance(value, torch.Tensor) else others
-            target[f"{slot}|{name}"] = value
+            target[f"{slot}|{name}"] = whole(value) if isinstance(value, torch.Tensor) else value
     return tensors, others
 
 
@@ -96,7 +97,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, to
             raise ModelError(f"the checkpoint has optimizer state for {name!r}, which this run does not train")
         parameter = parameters[name]
         # A step counter stays where the optimizer keeps it (on the CPU unless fused); everything else lives with the parameter.
-        moved = value.to(parameter.device) if isinstance(value, torch.Tensor) and value.ndim else value
+        moved = divided_like(value, parameter) if isinstance(value, torch.Tensor) and value.ndim else value
         if isinstance(value, torch.Tensor) and not value.ndim and optimizer.defaults.get("fused"):
             moved = value.to(parameter.device)
         optimizer.state[parameter][slot] = moved

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import ftkit
+from ftkit.models.sharding import whole
 from ftkit.run.training import TrainingSession
 
 size, run = int(os.environ.get("WORLD_SIZE", 1)), TrainingSession.run
@@ -26,7 +27,7 @@ size, run = int(os.environ.get("WORLD_SIZE", 1)), TrainingSession.run
 
 def compared(session):
     outcome = run(session)
-    values = [value.detach().flatten() for _, value in session._bare.named_parameters() if value.requires_grad]
+    values = [whole(value.detach()).flatten() for _, value in session._bare.named_parameters() if value.requires_grad]
     if size > 1 and values:
         mine = torch.cat(values)
         others = [torch.empty_like(mine) for _ in range(size)]

@@ -125,7 +125,8 @@ def test_r4_a_signal_to_one_process_stops_all_at_the_same_step_and_resume_is_exa
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "straight")
     first, second = (
-        load_file(path / results_of(path)["weights"] / "trainable.safetensors") for path in (tmp_path / "run", tmp_path / "straight")
+        load_file(path / results_of(path)["weights"] / "trainable.safetensors")
+        for path in (tmp_path / "run", tmp_path / "straight")
     )
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
@@ -201,6 +202,13 @@ def test_accelerate_launch_that_starts_one_of_two_is_refused(recipe_file: Recipe
     assert not (tmp_path / "run").exists()
 
 
+def test_sharding_that_only_the_launcher_knows_of_is_refused(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    done = run(1, ["-m", "ftkit", *train(recipe_file(), tmp_path / "run")], tmp_path, ACCELERATE_USE_FSDP="true")
+    assert done.returncode == 2
+    assert "turns on sharding of its own (ACCELERATE_USE_FSDP)" in done.stderr
+    assert "train.sharding: fsdp2" in done.stderr
+
+
 def test_only_training_runs_in_several_processes(recipe_file: RecipeFile, tmp_path: Path) -> None:
     done = run(1, ["-m", "ftkit", *train(recipe_file(), tmp_path / "run", "--quiet")], tmp_path)
     assert done.returncode == 0, done.stderr
@@ -216,9 +224,7 @@ def test_only_training_runs_in_several_processes(recipe_file: RecipeFile, tmp_pa
         ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK is 'one', not a number"),
     ],
 )
-def test_a_senseless_environment_is_refused(
-    variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_senseless_environment_is_refused(variables: dict[str, str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ftkit.errors import RecipeError
     from ftkit.run.world import launched_world
 
