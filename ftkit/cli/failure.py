@@ -12,6 +12,7 @@ import typer
 
 from ftkit.cli.output import STANDARD_OUTPUT, clean, console, emit, is_terminal, say, standard_output_for_documents
 from ftkit.errors import FtkitError, Problem
+from ftkit.secrets import redacted
 
 USAGE_ERROR = 2
 BROKEN_PIPE = 141
@@ -125,7 +126,7 @@ def unwritable_output(error: OSError) -> Problem:
 
 
 def _internal_problem(error: Exception) -> Problem:
-    text = traceback.format_exc()
+    text = redacted(traceback.format_exc())
     if os.environ.get("FTKIT_DEBUG") == "1":
         say(text, to=sys.stderr)
         where = "The traceback is above"

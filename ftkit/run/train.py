@@ -54,6 +54,7 @@ from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.signals import raising_signals
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
+from ftkit.secrets import redacted
 
 FEW_STEPS = 50
 """Fewer leave the learning rate's schedule hardly time to rise and fall."""
@@ -197,7 +198,8 @@ class _Run:
         for note in [*moved, *self.splits.notes, *compared, *map(str, quick)]:
             self.observer.note(note)
         overrides = "".join(f"# override: {' '.join(override.split())}\n" for override in origin.overrides)
-        write_text(folder.path / RECIPE, overrides + origin.text)
+        # Comments may hold what no value may.
+        write_text(folder.path / RECIPE, redacted(overrides + origin.text))
         folder.write(LOCK, self.lock)
         self._write_task(task)
         folder.write(RESULTS, self.results)
@@ -337,6 +339,7 @@ class _Run:
                 raise
 
     def _record(self, status: str, exit_code: int, text: str) -> None:
+        text = redacted(text)
         logging.getLogger("ftkit").error("%s: %s", status, text)
         if (self.folder.path / PLAN).is_file():
             self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})
@@ -353,10 +356,15 @@ def _as_memory_error(error: Exception) -> MemoryExhaustedError | None:
     return MemoryExhaustedError(f"out of memory: {text.splitlines()[0] if text else 'no details'}", hint=hint)
 
 
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("ftkit")
     before = logger.level
     logger.addHandler(handler)
