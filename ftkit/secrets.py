@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 HIDDEN = "***"
 
-_USER_INFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{1,30}://)[^\s/?#@\"'<>]{1,500}@(?=[^\s/?#@]{1,255})")
+_USER_INFO = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{1,30}://)[^\s/?#\"'<>]{1,500}@(?=[^\s/?#@])")
 _PARAMETER = re.compile(
     r"(?P<name>[?&;](?:[A-Za-z0-9_.-]{0,40}[_.-])?"
     r"(?:token|key|apikey|secret|password|passwd|pwd|auth|credential|credentials|signature|sig)=)[^\s&;#\"'<>]+",

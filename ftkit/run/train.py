@@ -52,6 +52,7 @@ from ftkit.run.planning import make_plan_here
 from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.signals import raising_signals
+from ftkit.run.tracking import Tracking
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
 from ftkit.secrets import redacted
@@ -160,10 +161,11 @@ class _Run:
             parameters = trainable_report(prepared.model, prepared.layout)
             inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
             self._write_beginning(task, inputs)
-            session = TrainingSession(prepared, self.splits, stores, self.folder, self.accelerator, self.observer)
+            tracking = Tracking(self.accelerator, self.plan.recipe.trackers, self.observer)
+            session = TrainingSession(prepared, self.splits, stores, self.folder, self.accelerator, self.observer, tracking)
             self._note_what_is_thin(session)
             before = self._first_evaluations(session)
-            with self._trackers():
+            with tracking.running({"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}):
                 outcome = session.run()
             self.results |= training_facts(outcome, parameters, self.clock, self.accelerator.num_processes)
             self.results["splits"] = self._final_evaluations(session, outcome)
@@ -211,19 +213,6 @@ class _Run:
     def _write_task(self, task: Any) -> None:
         self.folder.write(TASK, {"name": task.name, "state": task.state(), "calibration": task.calibration})
         self.results[TASK_DIGEST] = sha256_of(self.folder.path / TASK)
-
-    @contextmanager
-    def _trackers(self) -> Iterator[None]:
-        if not self.plan.recipe.trackers:
-            yield
-            return
-        self.accelerator.init_trackers(
-            "ftkit", config={"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}
-        )
-        try:
-            yield
-        finally:
-            self.accelerator.end_training()
 
     def _first_evaluations(self, session: TrainingSession) -> dict[str, dict[str, Any]]:
         """Metrics by split of the model as it was loaded. A resumed run computes them anew, before it takes its weights up."""

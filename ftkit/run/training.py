@@ -19,6 +19,7 @@ from ftkit.errors import DivergedError, InterruptedRunError, RunFolderError
 from ftkit.run.folder import METRICS, MetricsLog, RunFolder, readable
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
+from ftkit.run.tracking import Tracking
 from ftkit.run.wiring import Prepared, TrainingBatches, load_weights, weights_of
 from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, complete_checkpoints, prune, save_checkpoint
 from ftkit.training.evaluation import evaluate, to_device
@@ -65,7 +66,9 @@ class TrainingSession:
         folder: RunFolder,
         accelerator: Accelerator,
         observer: Observer,
+        tracking: Tracking,
     ) -> None:
+        self.tracking = tracking
         self.prepared, self.splits, self.stores = prepared, splits, stores
         self.folder, self.accelerator, self.observer = folder, accelerator, observer
         recipe = prepared.plan.recipe
@@ -227,7 +230,7 @@ class TrainingSession:
         log.append("step", asdict(event))
         rate, left = pace.update(event, seconds)
         self.observer.step(event, tokens_per_second=rate, seconds_left=left)
-        self._track(
+        self.tracking.log(
             {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm, "epoch": event.epoch},
             event.step,
         )
@@ -237,11 +240,7 @@ class TrainingSession:
         if event.is_best:
             save_checkpoint(self.folder.checkpoints, BEST, event.step, self._weights(), {"metrics": event.metrics})
         self.observer.evaluation(event)
-        self._track({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
-
-    def _track(self, values: dict[str, Any], step: int) -> None:
-        if self.recipe.trackers:
-            self.accelerator.log(values, step=step)
+        self.tracking.log({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
 
     def _save(self, log: MetricsLog, stopped_early: bool) -> Checkpoint:
         tensors, others = optimizer_state(self._inner_optimizer())

@@ -1,4 +1,4 @@
-"""Escape sequences, marks that reorder text and workflow commands in data, labels, names and errors: none reaches a terminal or a report."""
+"""Escape sequences, marks that reorder text and workflow commands in rows, labels and names: none reaches a terminal or a report."""
 
 from __future__ import annotations
 
