@@ -132,8 +132,11 @@ def _internal_problem(error: Exception) -> Problem:
         where = "The traceback is above"
     else:
         where = f"The traceback is in {_kept(text)}"
+    from ftkit.run.tested_versions import untested
+
     message = f"internal error: {type(error).__name__}: {error}"
-    return Problem(message=message, hint=f"Please report this with the output of `ftkit env`. {where}")
+    advice = next((f"{line[:1].upper()}{line[1:]}. " for line in untested()), "")
+    return Problem(message=message, hint=f"{advice}Please report this with the output of `ftkit env`. {where}")
 
 
 def _kept(text: str) -> str:

@@ -52,6 +52,7 @@ from ftkit.run.planning import make_plan_here
 from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.signals import raising_signals
+from ftkit.run.tested_versions import untested
 from ftkit.run.tracking import Tracking
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, make_accelerator, prepare_model, prepare_processor
@@ -197,7 +198,7 @@ class _Run:
         quick = quick_findings(self.splits, task, self.plan.recipe.train)
         moved = [f"what was in {folder.path} before is in {folder.moved_aside}"] if folder.moved_aside else []
         compared = comparison_notes(self.baseline, self.plan.recipe, self.lock) if self.baseline else []
-        for note in [*moved, *self.splits.notes, *compared, *map(str, quick)]:
+        for note in [*moved, *untested(), *self.splits.notes, *compared, *map(str, quick)]:
             self.observer.note(note)
         overrides = "".join(f"# override: {' '.join(override.split())}\n" for override in origin.overrides)
         # Comments may hold what no value may.

@@ -20,12 +20,32 @@ from ftkit.recipe.schema import RecipeBody
 from ftkit.registry import METHODS, TASKS
 
 ODD_NUMBERS = (0, -1, 1, 2**31, 2**53, 2**63, 2**64, -(2**63), 1e308, 1e-320, 0.5, 10**400)
-ODD_TEXTS = ("", " ", "auto", "null", "~", "[", "${a}", "${model}", "$${", "../..", "/etc/passwd", "package:os", "hub:a/b", "a" * 300)
+ODD_TEXTS = (
+    "",
+    " ",
+    "auto",
+    "null",
+    "~",
+    "[",
+    "${a}",
+    "${model}",
+    "$${",
+    "../..",
+    "/etc/passwd",
+    "package:os",
+    "hub:a/b",
+    "a" * 300,
+)
 ODD_CHARACTERS = "\0\x1b\x85\u2028\ud800\ufeff\U0010ffff\r\n\t\"'\\,;:{}[]#&*!|>%@`$~="
 
 texts = st.one_of(st.sampled_from(ODD_TEXTS), st.text(max_size=20), st.text(alphabet=ODD_CHARACTERS, max_size=8))
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.sampled_from(ODD_NUMBERS), st.floats(), texts.filter(lambda text: "\ud800" not in text)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from(ODD_NUMBERS),
+    st.floats(),
+    texts.filter(lambda text: "\ud800" not in text),
 )
 values = st.recursive(
     scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)), max_leaves=8
@@ -45,7 +65,9 @@ def mutated(draw: Any, sound: SearchStrategy[bytes], most: int = 4) -> bytes:
         elif change == "flip" and data:
             data[place] ^= 1 << draw(st.integers(0, 7))
         elif change == "insert":
-            data[place:place] = draw(st.one_of(st.binary(max_size=8), st.sampled_from([b"\0" * 4, b"\xff" * 8, b"\n", b'"', b"\r"])))
+            data[place:place] = draw(
+                st.one_of(st.binary(max_size=8), st.sampled_from([b"\0" * 4, b"\xff" * 8, b"\n", b'"', b"\r"]))
+            )
         elif change == "remove":
             del data[place : place + length]
         else:
@@ -79,7 +101,12 @@ def recipe_keys() -> tuple[tuple[str, ...], ...]:
 def recipes(draw: Any) -> bytes:
     """A recipe that is sound but for some keys."""
     task, method = draw(st.sampled_from(sorted(TASKS.names()))), draw(st.sampled_from(sorted(METHODS.names())))
-    value: dict[str, Any] = {"model": "a/b", "task": {"name": task}, "data": {"train": [{"path": "x.csv"}]}, "method": {"name": method}}
+    value: dict[str, Any] = {
+        "model": "a/b",
+        "task": {"name": task},
+        "data": {"train": [{"path": "x.csv"}]},
+        "method": {"name": method},
+    }
     for key in draw(st.lists(st.sampled_from(recipe_keys()), max_size=4)):
         holder: Any = value
         for part in key[:-1]:
@@ -101,7 +128,15 @@ TOKENS = [
 
 # --- data --------------------------------------------------------------------------------------------------------------
 
-ROW = {"text": "w1 w2", "label": "calm", "text_pair": None, "tokens": ["a", "b"], "tags": ["O", "B-X"], "question": "who", "context": "a b"}
+ROW = {
+    "text": "w1 w2",
+    "label": "calm",
+    "text_pair": None,
+    "tokens": ["a", "b"],
+    "tags": ["O", "B-X"],
+    "question": "who",
+    "context": "a b",
+}
 cells = st.one_of(st.sampled_from(["w1 w2", "calm", 1, 2.5, None, True, ["a"], {"a": 1}]), values)
 table_rows = st.lists(st.dictionaries(st.one_of(st.sampled_from(list(ROW)), texts), cells, max_size=4), max_size=6)
 
@@ -175,7 +210,10 @@ RESULTS = {"status": "completed", "weights": "checkpoints/best-00000001", "param
            "task_sha256": "x", "folder": "/x"}  # fmt: skip
 LOCK = {"model_files": {"config.json": "x"}, "training": {"recipe": PLAN, "folder": "/x", "data": {}}}
 LEARNED = {"name": "text-classification", "state": {"labels": ["a", "b"]}, "calibration": {}}
-MANIFEST = {"step": 1, "files": {"state.json": {"bytes": 2, "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}}}
+MANIFEST = {
+    "step": 1,
+    "files": {"state.json": {"bytes": 2, "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"}},
+}
 CONFIG = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "architectures": ["BertModel"], "max_position_embeddings": 64,
           "depths": None, "embed_dim": None, "vocab_size": 9, "is_encoder_decoder": False, "text_config": None}  # fmt: skip
 
@@ -253,8 +291,12 @@ def strategies() -> dict[str, SearchStrategy[bytes]]:
         "image": st.just(PIXEL),
         "adapter": joined(st.one_of(changed(LORA), changed(LORA), changed(BOTTLENECK), changed(HUB)), mutated(safetensors(), 2)),
         "run": joined(*(changed(part) for part in (PLAN, RESULTS, LOCK, LEARNED, MANIFEST))),
-        "model": joined(changed(CONFIG), changed({"tokenizer_class": "X", "auto_map": None}), changed({"weight_map": {"a": "part.safetensors"}})),
+        "model": joined(
+            changed(CONFIG), changed({"tokenizer_class": "X", "auto_map": None}), changed({"weight_map": {"a": "part.safetensors"}})
+        ),
         "gguf": ggufs(),
     }
     few = {"adapter", "run", "model", "recipe"}
-    return {name: st.one_of(mutated(given, 1 if name in few else 4), given, st.binary(max_size=64)) for name, given in sound.items()}
+    return {
+        name: st.one_of(mutated(given, 1 if name in few else 4), given, st.binary(max_size=64)) for name, given in sound.items()
+    }

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.data.sources import read_source
-from ftkit.data.splits import load_rows
+from ftkit.data.splits import load_splits
 from ftkit.errors import FtkitError
 from ftkit.models.facts import facts_of_config, read_facts
 from ftkit.models.gguf_header import read_gguf_header
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.plan import make_plan, recipe_values
-from ftkit.recipe.schema import ModelSpec, SourceSpec
+from ftkit.recipe.schema import DataSpec, ModelSpec, SourceSpec
 from ftkit.registry import TASKS
 
 Target = Callable[[bytes], bool]
@@ -93,7 +93,8 @@ def rows(data: bytes, *, suffix: str, form: str = "auto", task: str = "text-clas
             assert isinstance(row, dict)
         table.fingerprint()
         with refusals():
-            load_rows(table, TASKS.get(task)(TASKS.get(task).Options()), {}, folder, need_targets=True)
+            data_spec = DataSpec.model_validate({"train": [spec.model_dump()]})
+            load_splits(data_spec, TASKS.get(task)(TASKS.get(task).Options()), folder)
     return not refused
 
 
@@ -138,7 +139,13 @@ def run(data: bytes) -> bool:
     with refusals() as refused, _folder() as folder:
         checkpoint = folder / "checkpoints" / "best-00000001"
         checkpoint.mkdir(parents=True)
-        places = (folder / "plan.yaml", folder / "results.json", folder / "lock.json", folder / "task.json", checkpoint / "manifest.json")
+        places = (
+            folder / "plan.yaml",
+            folder / "results.json",
+            folder / "lock.json",
+            folder / "task.json",
+            checkpoint / "manifest.json",
+        )
         for path, part in zip(places, parts, strict=False):
             path.write_bytes(part)
         (checkpoint / "state.json").write_bytes(b"{}")
