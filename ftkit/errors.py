@@ -18,7 +18,9 @@ The command line catches only `FtkitError`; anything else is an internal error a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+
+from ftkit.secrets import redacted
 
 EXIT_CODES = {
     0: "done",
@@ -40,12 +42,17 @@ class Problem:
     place: `file:line:column`, `file, row 17` or `command line`; empty where there is none.
     key: the dotted recipe key or the data column; empty where there is none.
     hint: one way out.
+    Secrets (see `ftkit.secrets`) are left out of all of them: problems are printed, logged and kept in reports.
     """
 
     message: str
     place: str = ""
     key: str = ""
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, redacted(str(getattr(self, field.name))))
 
     def __str__(self) -> str:
         parts = [part for part in (self.place, self.key, self.message) if part]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ DEEPEST_JSON = 100
 """Levels. No file of ftkit, of a model or of an adapter comes near; what walks through values may use the stack."""
 
 
+LARGEST_JSON = 2**28
+"""Bytes of a file that is read as JSON."""
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path`, makes the result durable and moves it into place."""
+    """Calls `write` with a temporary path beside `path`, makes the result durable and moves it into place.
+
+    A link at either path is replaced, never followed.
+    """
     temporary = path.with_name(f".tmp-{path.name}")
+    temporary.unlink(missing_ok=True)
     write(temporary)
     sync(temporary)
     os.replace(temporary, path)
@@ -61,8 +70,19 @@ def to_json(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in a file. Raises OSError, or ValueError if it is no JSON or nested more than `DEEPEST_JSON` levels."""
+    """The JSON value in a file. Raises OSError, or ValueError if it is no plain file of at most `LARGEST_JSON` bytes, no JSON, or nested
+    more than `DEEPEST_JSON` levels."""
+    _refuse_endless(path)
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"it has more than {LARGEST_JSON // 2**20} MiB")
     return parse_json(path.read_text(encoding="utf-8"))
+
+
+def _refuse_endless(path: Path) -> None:
+    """Raises ValueError for pipes, sockets and devices, also behind a link: reading them may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError("it is a pipe, a socket or a device")
 
 
 def parse_json(text: str) -> Any:
@@ -97,7 +117,8 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's content."""
+    """Hex sha256 of a file's content. Raises OSError, or ValueError for pipes, sockets and devices."""
+    _refuse_endless(path)
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         # Large blocks: between two of them a thread that hashes waits until others let go of the interpreter.

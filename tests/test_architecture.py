@@ -16,7 +16,7 @@ ROOT = Path(ftkit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 LAYERS = [
-    {"children", "errors", "files", "paths", "patterns", "__init__", "__main__"},
+    {"children", "errors", "files", "paths", "patterns", "secrets", "__init__", "__main__"},
     {"recipe.schema", "recipe.reading", "recipe.expectations"},
     {"metrics"},
     {"methods", "tasks"},

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.errors import ModelError, Problem, RunFolderError
-from ftkit.files import read_json
+from ftkit.files import parse_json, read_json
 from ftkit.methods.base import Capabilities, Method
 from ftkit.models.facts import read_facts
 from ftkit.recipe.load import parse_recipe
@@ -27,6 +27,8 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLED = ("adapter_model.bin", "pytorch_adapter.bin")
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors format."""
+
+MOST_DIMENSIONS = 64
 
 RUN, ADAPTER = "run", "adapter"
 
@@ -233,14 +235,16 @@ def stored_parameters(file: Path) -> int:
     """Number of values in a safetensors file, from its header alone. Raises ValueError for what is no such file."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        if not 0 < size <= LONGEST_HEADER:
+        if not 0 < size <= min(LONGEST_HEADER, file.stat().st_size - 8):
             raise ValueError("no safetensors file")
-        header = json.loads(stream.read(size))
-    total = 0
-    for name, entry in header.items():
-        if name != "__metadata__":
-            count = 1
-            for length in entry["shape"]:
-                count *= int(length)
-            total += count
-    return total
+        header = parse_json(stream.read(size).decode("utf-8"))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no mapping")
+    return sum(_values_in(entry) for name, entry in header.items() if name != "__metadata__")
+
+
+def _values_in(entry: Any) -> int:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or len(shape) > MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError("its header names no shape of a tensor")
+    return prod(shape)

@@ -12,6 +12,7 @@ import typer
 
 from ftkit.cli.output import STANDARD_OUTPUT, clean, console, emit, is_terminal, say, standard_output_for_documents
 from ftkit.errors import FtkitError, Problem
+from ftkit.secrets import redacted
 
 USAGE_ERROR = 2
 BROKEN_PIPE = 141
@@ -125,14 +126,17 @@ def unwritable_output(error: OSError) -> Problem:
 
 
 def _internal_problem(error: Exception) -> Problem:
-    text = traceback.format_exc()
+    text = redacted(traceback.format_exc())
     if os.environ.get("FTKIT_DEBUG") == "1":
         say(text, to=sys.stderr)
         where = "The traceback is above"
     else:
         where = f"The traceback is in {_kept(text)}"
+    from ftkit.run.tested_versions import untested
+
     message = f"internal error: {type(error).__name__}: {error}"
-    return Problem(message=message, hint=f"Please report this with the output of `ftkit env`. {where}")
+    advice = next((f"{line[:1].upper()}{line[1:]}. " for line in untested()), "")
+    return Problem(message=message, hint=f"{advice}Please report this with the output of `ftkit env`. {where}")
 
 
 def _kept(text: str) -> str:

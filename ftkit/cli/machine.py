@@ -8,7 +8,7 @@ from typing import Any
 
 import ftkit
 from ftkit.cli.options import AsJson
-from ftkit.cli.output import emit, print_facts
+from ftkit.cli.output import emit, print_facts, say
 
 VARIABLES = (
     "ACCELERATE_USE_CPU", "CI", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "PYTHONHASHSEED",
@@ -27,6 +27,10 @@ def env(as_json: AsJson = False) -> None:
     shown = f"{revision['commit']}{' with changes' if revision['dirty'] else ''}" if revision else "installed package"
     print_facts({"ftkit": ftkit.__version__, "revision": shown}, title="ftkit")
     print_facts({name: found or "not installed" for name, found in report["versions"].items()}, title="Versions")
+    for line in report["untested"]:
+        say(f"  {line}")
+    if report["untested"]:
+        say()
     machine = {**report["machine"], "gpus": "; ".join(report["machine"]["gpus"]) or "none"}
     print_facts({name.replace("_", " "): value for name, value in machine.items()}, title="Machine")
     if report["variables"]:
@@ -34,14 +38,16 @@ def env(as_json: AsJson = False) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, git revision of a clone, machine and environment variables, as JSON."""
+    """Versions, those among them that are untested, git revision of a clone, machine and environment variables, as JSON."""
     from ftkit.run.machine import describe_machine, git_revision, versions
+    from ftkit.run.tested_versions import untested
 
     clone = Path(ftkit.__file__).parent.parent
     return {
         "ftkit": ftkit.__version__,
         "revision": git_revision(clone) if (clone / ".git").exists() else None,
         "versions": versions(),
+        "untested": list(untested()),
         "machine": describe_machine(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ftkit.errors import ModelError, Problem
-from ftkit.models.folder import check_folder, check_remote_code, locate, model_files, read_config, shown
+from ftkit.models.folder import check_folder, check_no_adapter, check_remote_code, locate, model_files, read_config, shown
 from ftkit.models.gguf_header import read_gguf_header
 from ftkit.models.tokenizer_files import written_in_python
 from ftkit.recipe.schema import ModelSpec
@@ -162,6 +162,7 @@ def _from_hub_cache(spec: ModelSpec, base: Path | None) -> ModelFacts:
         return UNKNOWN
     config = read_config(Path(cached).parent)
     check_remote_code(config, Path(cached), spec)
+    check_no_adapter(Path(cached).parent)
     return _with_tokenizer(facts_of_config(config, Path(cached).parent), spec, base)
 
 

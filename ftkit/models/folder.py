@@ -14,6 +14,7 @@ from ftkit.recipe.schema import ModelSpec
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 NO_WEIGHTS = (
     "Download the model again; to train a new one from its config.json: `model: {name: ..., weights: random}` with `method: full`"
 )
@@ -112,7 +113,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if path.is_file():
         return read_json(path)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         message, hint = "holds an adapter, not a model", "Name the model that the adapter belongs to"
     elif weights := sorted(folder.glob("*.gguf")):
         message, hint = "has no config.json", f"Name the file itself: {weights[0]}"
@@ -137,12 +138,21 @@ def check_remote_code(config: dict[str, Any], path: Path, spec: ModelSpec) -> No
     )
 
 
+def check_no_adapter(folder: Path) -> None:
+    """Raises ModelError if an adapter lies in a model's folder: transformers would put it into the model unasked, a pickled one, too."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        message = f"holds an adapter beside the model ({ADAPTER_CONFIG}), which would be loaded with it unasked"
+        hint = f"Move {ADAPTER_CONFIG} and the adapter's weights to a folder of their own"
+        raise ModelError(Problem(message=message, place=str(folder), key="model.name", hint=hint))
+
+
 def check_folder(folder: Path, config: dict[str, Any], spec: ModelSpec, *, text: bool) -> None:
     """Raises ModelError with everything that keeps a model folder from being used.
 
     text: the model reads text, so it needs a tokenizer (unless the recipe names another one).
     """
     check_remote_code(config, folder / "config.json", spec)
+    check_no_adapter(folder)
     problems = _weight_problems(folder) if spec.weights == "pretrained" else []
     if text and spec.tokenizer is None:
         problems += tokenizer_problems(folder, spec)

@@ -203,13 +203,17 @@ def _from_pretrained(
         options["attn_implementation"] = spec.attention
     auto_class = getattr(transformers, auto_name)
     try:
-        return auto_class.from_pretrained(
+        model, info = auto_class.from_pretrained(
             source, config=config, dtype=_dtype(spec), output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     except MemoryError:
         raise
     except Exception as error:
         raise _unsuitable(spec, auto_name, config, error) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        message = f"{spec.name!r} brought an adapter along, which transformers put into the model unasked"
+        raise ModelError(Problem(message=message, key="model.name", hint="Name the model that the adapter belongs to"))
+    return model, info
 
 
 def _lacks_backbone(model: nn.Module, missing: Iterable[str]) -> bool:

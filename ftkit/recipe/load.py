@@ -14,6 +14,7 @@ from ftkit.recipe.overriding import apply_overrides, resolve_references
 from ftkit.recipe.phases import KEY, has_phases, phase_documents, unmergeable_phases
 from ftkit.recipe.reading import Document, dotted, read_file, read_text
 from ftkit.recipe.schema import Component, Origin, Recipe, RecipeBody, Strict
+from ftkit.recipe.secrecy import secret_values
 from ftkit.registry import METHODS, TASKS, Registry
 
 Rule = tuple[tuple[str | int, ...], str, str]
@@ -40,6 +41,8 @@ def parse_recipe(text: str, name: str = "recipe", overrides: Sequence[str] = (),
 def _recipe(document: Document, overrides: Sequence[str], name: str, base: Path) -> Recipe:
     apply_overrides(document, overrides)
     resolve_references(document)
+    if secrets := list(secret_values(document)):
+        raise RecipeError(secrets)
     if not isinstance(document.value, dict):
         what = "is empty" if document.value is None else "is not a mapping of keys"
         raise RecipeError(

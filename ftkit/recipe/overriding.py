@@ -12,6 +12,8 @@ from ftkit.recipe.reading import MAX_BYTES, MAX_DEPTH, MAX_NODES, Document, KeyP
 SHORTHANDS = {"model": "name", "task": "name", "method": "name", "train": "path", "validation": "path", "test": "path"}
 """The key that a scalar under this name stands for, so that `method: lora` can be extended by `method.rank=4`."""
 
+MOST_PROBLEMS = 20
+
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^${}]*)\}")
 
 
@@ -162,3 +164,5 @@ class _Resolver:
 
     def _complain(self, path: KeyPath, message: str, hint: str = "") -> None:
         self.problems.append(Problem(message=message, place=self.document.place(path), key=dotted(path), hint=hint))
+        if len(self.problems) >= MOST_PROBLEMS:
+            raise RecipeError(self.problems)

@@ -145,7 +145,16 @@ def read_value(text: str, place: str) -> Any:
 
 
 class _Composer(yaml.SafeLoader):
-    """Composes nodes only; never constructs objects. Scalars keep their text."""
+    """Composes nodes only; never constructs objects. Scalars keep their text. Gives up where there are too many of them."""
+
+    _count = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._count += 1
+        if self._count > 2 * MAX_NODES:  # a key is a node, too
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem=f"more than {MAX_NODES:,} values; not a recipe", problem_mark=mark)
+        return super().compose_node(parent, index)
 
 
 def _place(name: str, node: yaml.Node) -> str:

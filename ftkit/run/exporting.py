@@ -24,7 +24,7 @@ from ftkit.models.processor import align_padding
 from ftkit.models.quantization import dequantize_into
 from ftkit.models.trainable import load_trainable, trainable_state
 from ftkit.registry import PLUGIN_FILES
-from ftkit.run.folder import PROBE, readable
+from ftkit.run.folder import PROBE, readable, refuse_links
 from ftkit.run.observer import Observer
 from ftkit.run.predictor import load_predictor
 from ftkit.run.wiring import Prepared
@@ -134,6 +134,8 @@ def export_run(run: Path, form: str, *, to: Path | None, allow_code: bool, obser
     """Exports a finished run to a folder. See `ftkit.export`."""
     if form not in ("adapter", "merged"):
         raise RecipeError(f"unknown export format {form!r}", hint="Known: adapter, merged")
+    if to is None:
+        refuse_links(run)
     observer.stage("loading the run")
     predictor = load_predictor(run, allow_code=allow_code)
     check_format(predictor.prepared, form)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,13 @@ BEFORE_THE_RUN = {".lock", LOG}
 
 BEGINNING = BEFORE_THE_RUN | {RECIPE, LOCK, TASK, RESULTS, PROBE}
 """What may lie in a folder before plan.yaml, the last file to be written, makes it a run."""
+
+
+INNER = ("checkpoints", "export")
+"""Folders inside a run folder, in which folders are made and removed."""
+
+WEIGHTS = re.compile(r"checkpoints/(best|step)-\d{8,}")
+"""What results.json says of where a run's weights are."""
 
 
 @dataclass
@@ -113,6 +121,8 @@ def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
     refuse_root(path)
     if path.exists() and not path.is_dir():
         raise _refused(path, "is a file", "Choose another --output")
+    if not overwrite:
+        refuse_links(path)
     used = path.is_dir() and not _left_before_it_began(path)
     if used and resume:
         if not (path / PLAN).is_file():
@@ -124,6 +134,14 @@ def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> bool:
             "Continue it with --resume, replace it with --overwrite (it is moved aside), or give --output",
         )
     return used
+
+
+def refuse_links(path: Path) -> None:
+    """Raises RunFolderError for links in a run folder that is to be written to, wherever they lead: writing would follow them."""
+    folders = [folder for folder in (path, *(path / name for name in INNER)) if folder.is_dir()]
+    for entry in (entry for folder in folders for entry in sorted(folder.iterdir()) if entry.is_symlink()):
+        hint = "Put what it leads to in its place, or remove it; a run folder as a whole may be a link"
+        raise _refused(entry, f"is a link to {os.readlink(entry)!r}, through which a run would be written", hint)
 
 
 def _left_before_it_began(path: Path) -> bool:
@@ -176,7 +194,7 @@ def _lock(path: Path) -> int | None:
         return None
     import fcntl
 
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -263,4 +281,7 @@ def finished_results(folder: Path) -> dict[str, Any]:
     if not isinstance(results.get("weights"), str):
         message = f"the run is not finished (status: {status})"
         raise RunFolderError(Problem(message=message, place=str(folder), hint="Continue it with `ftkit train ... --resume`"))
+    if not WEIGHTS.fullmatch(results["weights"]):
+        message = f"`weights` is {results['weights']!r}, expected a checkpoint of the run (checkpoints/best-00000080)"
+        raise _refused(folder / RESULTS, message, "Restore the file from a copy, or train again with --overwrite")
     return results

@@ -8,9 +8,11 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 PACKAGES = (
@@ -85,16 +87,39 @@ def has_gpu() -> bool:
 
 
 def git_revision(folder: Path) -> dict[str, Any] | None:
-    """Commit and dirty flag of the git checkout that holds `folder`, None outside one."""
-    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"])
+    """Commit and dirty flag (None where it cannot be told) of the git checkout that holds `folder`, None outside one.
+
+    The checkout may be somebody else's: no program that its own configuration names is started, nothing is fetched or written.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return None
-    status = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
-    return {"commit": commit.strip(), "dirty": bool(status)}
+    own = _git(folder, "config", "--show-scope", "--name-only", "--includes", "--null", "--list").split("\0")
+    scopes = list(zip(own[::2], own[1::2], strict=False))
+    if not scopes:
+        return {"commit": commit.strip(), "dirty": None}
+    filters = {name.rpartition(".")[0] for scope, name in scopes if scope in ("local", "worktree") and name.startswith("filter.")}
+    off = {f"{name}.{setting}": "" for name in filters for setting in ("clean", "smudge", "process")}
+    off |= {f"{name}.required": "false" for name in filters}
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all", settings=off)
+    return {"commit": commit.strip(), "dirty": bool(changed)}
 
 
-def _output(command: list[str]) -> str:
+def _git(folder: Path, *arguments: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
+    # Through the environment: a name may hold an equals sign, at which `-c` would break off.
+    given = {"core.fsmonitor": "false", "safe.bareRepository": "explicit", **settings}
+    before = os.environ.get("GIT_CONFIG_COUNT", "")
+    first = int(before) if before.isdecimal() else 0
+    environment = {**os.environ, "GIT_CONFIG_COUNT": str(first + len(given))}
+    for number, (name, value) in enumerate(given.items(), first):
+        environment |= {f"GIT_CONFIG_KEY_{number}": name, f"GIT_CONFIG_VALUE_{number}": value}
+    # Without a protocol nothing that a partial clone lacks is fetched, by whatever program its configuration names.
+    environment |= {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
+    return _output(["git", "--no-optional-locks", "-C", str(folder), *arguments], environment)
+
+
+def _output(command: list[str], environment: dict[str, str] | None = None) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=environment).stdout
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""

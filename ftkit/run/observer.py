@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ftkit.secrets import redacted
+
 if TYPE_CHECKING:
     from ftkit.training.events import EvaluationEvent, StepEvent
 
@@ -61,6 +63,7 @@ class RecordingObserver(Observer):
 
     def note(self, text: str) -> None:
         """See Observer; also kept for the results."""
+        text = redacted(text)
         self._log.info(text)
         self._notes.append(text)
         self._inner.note(text)

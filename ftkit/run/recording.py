@@ -16,6 +16,7 @@ from ftkit.run.compiling import compile_failure
 from ftkit.run.joining import is_loss_of_another
 from ftkit.run.signals import raising_signals
 from ftkit.run.world import World
+from ftkit.secrets import redacted
 
 STATUS_OF_EXIT = {2: "refused", 3: "diverged", 4: "gate_not_met", 5: "out_of_memory", 130: "interrupted", 143: "interrupted"}
 
@@ -74,10 +75,15 @@ def _as_memory_error(error: Exception) -> MemoryExhaustedError | None:
     return MemoryExhaustedError(f"out of memory: {text.splitlines()[0] if text else 'no details'}", hint=hint)
 
 
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("ftkit")
     before = logger.level
     logger.addHandler(handler)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,12 @@ from ftkit.run.planning import make_plan_here
 from ftkit.run.recording import recorded
 from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
+from ftkit.run.tested_versions import untested
+from ftkit.run.tracking import Tracking
 from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, load_weights, make_accelerator, prepare_model, prepare_processor
 from ftkit.run.world import HOW_TO_START, launched_world, refuse_other_size
+from ftkit.secrets import redacted
 
 FEW_STEPS = 50
 """Fewer leave the learning rate's schedule hardly time to rise and fall."""
@@ -174,10 +176,11 @@ class _Run:
                 inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
                 if self.folder.writes:
                     self._write_beginning(task, inputs)
-            session = TrainingSession(prepared, self.splits, stores, self.folder, accelerator, self.observer)
+            tracking = Tracking(accelerator, self.plan.recipe.trackers, self.observer)
+            session = TrainingSession(prepared, self.splits, stores, self.folder, accelerator, self.observer, tracking)
             self._note_what_is_thin(session)
             before = self._first_evaluations(session)
-            with self._trackers(accelerator):
+            with tracking.running({"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}):
                 outcome = session.run()
             self.results |= training_facts(outcome, parameters, self.clock, accelerator.num_processes)
             self.results["splits"] = self._final_evaluations(session, outcome)
@@ -222,10 +225,11 @@ class _Run:
         quick = quick_findings(self.splits, task, self.plan.recipe.train)
         moved = [f"what was in {folder.path} before is in {folder.moved_aside}"] if folder.moved_aside else []
         compared = comparison_notes(self.baseline, self.plan.recipe, self.lock) if self.baseline else []
-        for note in [*moved, *self.splits.notes, *compared, *map(str, quick)]:
+        for note in [*moved, *untested(), *self.splits.notes, *compared, *map(str, quick)]:
             self.observer.note(note)
         overrides = "".join(f"# override: {' '.join(override.split())}\n" for override in origin.overrides)
-        write_text(folder.path / RECIPE, overrides + origin.text)
+        # Comments may hold what no value may.
+        write_text(folder.path / RECIPE, redacted(overrides + origin.text))
         folder.write(LOCK, self.lock)
         self._write_task(task)
         folder.write(RESULTS, self.results)
@@ -237,17 +241,6 @@ class _Run:
     def _write_task(self, task: Any) -> None:
         self.folder.write(TASK, {"name": task.name, "state": task.state(), "calibration": task.calibration})
         self.results[TASK_DIGEST] = sha256_of(self.folder.path / TASK)
-
-    @contextmanager
-    def _trackers(self, accelerator: Accelerator) -> Iterator[None]:
-        if not self.plan.recipe.trackers:
-            yield
-            return
-        accelerator.init_trackers("ftkit", config={"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name})
-        try:
-            yield
-        finally:
-            accelerator.end_training()
 
     def _first_evaluations(self, session: TrainingSession) -> dict[str, dict[str, Any]]:
         """Metrics by split of the model as it was loaded. A resumed run computes them anew, before it takes its weights up."""
@@ -345,6 +338,7 @@ class _Run:
         return RunResult(self.folder.path, self.results, code)
 
     def _record(self, status: str, exit_code: int, text: str) -> None:
+        text = redacted(text)
         logging.getLogger("ftkit").error("%s: %s", status, text)
         if self.folder.writes and (self.folder.path / PLAN).is_file():
             self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})

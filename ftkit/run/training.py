@@ -21,6 +21,7 @@ from ftkit.models.sharding import Sharding
 from ftkit.run.folder import METRICS, MetricsLog, RunFolder, readable
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
+from ftkit.run.tracking import Tracking
 from ftkit.run.wiring import Prepared, TrainingBatches, load_weights, weights_of
 from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, checkpoint_path, complete_checkpoints, prune, save_checkpoint
 from ftkit.training.evaluation import evaluate, to_device
@@ -67,7 +68,9 @@ class TrainingSession:
         folder: RunFolder,
         accelerator: Accelerator,
         observer: Observer,
+        tracking: Tracking,
     ) -> None:
+        self.tracking = tracking
         self.prepared, self.splits, self.stores = prepared, splits, stores
         self.folder, self.accelerator, self.observer = folder, accelerator, observer
         recipe = prepared.plan.recipe
@@ -243,7 +246,7 @@ class TrainingSession:
         log.append("step", asdict(event))
         rate, left = pace.update(event, seconds)
         self.observer.step(event, tokens_per_second=rate, seconds_left=left)
-        self._track(
+        self.tracking.log(
             {"loss": event.loss, "learning_rate": event.learning_rate, "grad_norm": event.grad_norm, "epoch": event.epoch},
             event.step,
         )
@@ -253,11 +256,7 @@ class TrainingSession:
         if event.is_best:
             self._write(BEST, event.step, self._weights(), {"metrics": event.metrics})
         self.observer.evaluation(event)
-        self._track({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
-
-    def _track(self, values: dict[str, Any], step: int) -> None:
-        if self.recipe.trackers:
-            self.accelerator.log(values, step=step)
+        self.tracking.log({f"validation/{name}": value for name, value in event.metrics.items() if value is not None}, event.step)
 
     def _write(self, kind: str, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any]) -> Checkpoint:
         """A checkpoint, written by the main process; the others have it to read when this returns."""

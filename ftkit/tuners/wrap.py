@@ -88,24 +88,42 @@ def load_adapter(model: nn.Module, layout: ModelLayout, folder: Path) -> PeftMod
     file = folder / SAFETENSORS_WEIGHTS_NAME
     if not file.is_file():
         raise ModelError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}", hint="Give the folder of an exported adapter")
-    config = PeftConfig.from_pretrained(str(folder))
-    base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
-    config.inference_mode = config.is_prompt_learning
-    with warnings.catch_warnings():
-        # AdaLoRA's rank pattern names parameters; PEFT checks it as if it named modules, and applies it later all the same.
-        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
-        wrapped = get_peft_model(model, config)
-    config.base_model_name_or_path, config.inference_mode = base_name, True
-    saved = load_file(file)
+    try:
+        wrapped, saved = _wrapped(model, folder), load_file(file)
+    except MemoryError:
+        raise
+    # A config with values of wrong types fails wherever PEFT first computes with them.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        problem = Problem(message=f"is no adapter for this model ({type(error).__name__}: {reason})", place=str(folder))
+        raise ModelError(problem) from error
     expected = adapter_state(wrapped)
     problems = [f"{name} is missing" for name in sorted(expected.keys() - saved.keys())]
     problems += [f"{name} belongs to nothing in this model" for name in sorted(saved.keys() - expected.keys())]
+    problems += [
+        f"{name} is of the shape {list(value.shape)}, expected {list(expected[name].shape)}"
+        for name, value in saved.items()
+        if name in expected and value.shape != expected[name].shape
+    ]
     if problems:
         raise ModelError([Problem(message=text, place=str(file)) for text in problems[:SHOWN_PROBLEMS]])
     # Before the values arrive: in modules of a half-precision base's type they would be rounded.
     hold_in_float32(wrapped, layout)
     set_peft_model_state_dict(wrapped, saved)
     return wrapped.requires_grad_(False).eval()
+
+
+def _wrapped(model: nn.Module, folder: Path) -> PeftModel:
+    """The model with a new adapter of the settings that a folder states."""
+    config = PeftConfig.from_pretrained(str(folder))
+    base_name, config.base_model_name_or_path = config.base_model_name_or_path, None
+    config.inference_mode = config.is_prompt_learning
+    with warnings.catch_warnings():
+        # AdaLoRA's rank pattern names parameters; PEFT checks it as if it named modules, and applies it later all the same.
+        warnings.filterwarnings("ignore", "The following rank_pattern keys did not match", RuntimeWarning)
+        wrapped: PeftModel = get_peft_model(model, config)
+    config.base_model_name_or_path, config.inference_mode = base_name, True
+    return wrapped
 
 
 def adapter_state(wrapped: PeftModel) -> dict[str, Tensor]:

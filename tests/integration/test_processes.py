@@ -113,40 +113,6 @@ def test_a_second_process_on_the_same_run_is_refused(recipe_file: RecipeFile, tm
     assert "another process is working on this run" in second.stderr
 
 
-BLOCKED = """
-import socket, sys
-attempts = []
-
-def refuse(*arguments, **options):
-    attempts.append(arguments[:2])
-    raise OSError("blocked")
-
-socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
-from ftkit.cli.app import main
-try:
-    main(sys.argv[1:])
-finally:
-    print(f"attempts: {len(attempts)} {attempts[:3]}", file=sys.stderr)
-"""
-
-
-def test_e1_the_whole_tour_opens_no_socket(recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]) -> None:
-    recipe, folder = str(recipe_file(export="[adapter, merged]")), str(tmp_path / "run")
-    tour = [
-        ["validate", recipe],
-        ["plan", recipe],
-        ["inspect", recipe],
-        ["train", recipe, "--output", folder],
-        ["evaluate", folder],
-        ["predict", folder, "--text", "w1 w2"],
-        ["export", folder, "--format", "merged", "--to", str(tmp_path / "again")],
-    ]
-    for arguments in tour:
-        done = run(arguments, environment, BLOCKED)
-        assert done.returncode == 0, (arguments, done.stderr)
-        assert "attempts: 0 []" in done.stderr, (arguments, done.stderr)
-
-
 def test_u5_runs_without_standard_input_and_never_imports_a_tracker(
     recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]
 ) -> None:

@@ -148,10 +148,11 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
     except (ValueError, KeyError, TypeError):
         return {}
     found: dict[str, list[str]] = {}
-    for name, feature in features.items():
+    for name, feature in features.items() if isinstance(features, dict) else ():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else feature
-        if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" and inner.get("names"):
-            found[name] = inner["names"]
+        names = inner.get("names") if isinstance(inner, dict) and inner.get("_type") == "ClassLabel" else None
+        if names and isinstance(names, list) and all(isinstance(label, str) for label in names):
+            found[name] = names
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ftkit.data.readers.columnar import read_batches
@@ -15,6 +16,10 @@ SAVE = "load it where there is a network, `dataset.save_to_disk(folder)`, and gi
 
 def read(file: SourceFile, name: str, spec: SourceSpec) -> Table:
     """Rows of one split of a hub data set. Raises DataError with a way out when it cannot be had."""
+    if Path(name).exists():
+        # `datasets` would take it for the data set, with whatever it holds.
+        message = f"{name!r} is a file or folder here, and `hub:` asks for a data set of the hub"
+        raise DataError(Problem(message=message, hint="Leave out `hub:` to read what is here, or work in another folder."))
     import datasets
 
     try:
