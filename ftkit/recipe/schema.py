@@ -238,6 +238,11 @@ class TrainSpec(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Type of the arithmetic. auto: bf16 on a GPU that has it, else fp32. fp16 needs a GPU."
     )
+    out_of_memory: Literal["halve", "stop"] = Field(
+        "halve",
+        description="halve: batches that do not fit into memory go through the model in parts; the gradient stays that of the whole. "
+        "stop: the run ends with exit code 5.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
     sharding: Literal["none", "fsdp2"] = Field(
         "none", description="fsdp2: each of several processes holds its share of the weights and of the optimizer's state."

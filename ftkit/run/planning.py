@@ -144,7 +144,7 @@ def _sizes(plan: Plan, rows: _Rows, allow_code: bool) -> dict[str, Any]:
         "parameters": parameters,
         "steps": _steps(plan, rows.stores["train"], rows.splits, rows.task, rows.processor),
         "memory": _memory(prepared, rows.stores, parameters),
-        "disk": _disk(plan, parameters),
+        "disk": disk_of(plan, parameters),
     }
 
 
@@ -214,7 +214,7 @@ def _memory(prepared: Any, stores: Mapping[str, Any], parameters: Mapping[str, A
     return {**found, "total_estimate": sum(found.values())}
 
 
-def _disk(plan: Plan, parameters: Mapping[str, Any]) -> dict[str, float]:
+def disk_of(plan: Plan, parameters: Mapping[str, Any]) -> dict[str, float]:
     """MiB that the run folder will hold at most: checkpoints, the best weights and exports."""
     train, can = plan.recipe.train, plan.method().capabilities
     trained = parameters["trainable"] * FLOAT32_BYTES / MIB

@@ -9,14 +9,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ftkit.errors import DivergedError, EndedElsewhereError, FtkitError, InterruptedRunError, MemoryExhaustedError
 from ftkit.run.compiling import compile_failure
 from ftkit.run.joining import is_loss_of_another
 from ftkit.run.signals import raising_signals
 from ftkit.run.world import World
 from ftkit.secrets import redacted
+from ftkit.training.memory import lacks_memory
 
 STATUS_OF_EXIT = {2: "refused", 3: "diverged", 4: "gate_not_met", 5: "out_of_memory", 130: "interrupted", 143: "interrupted"}
 
@@ -67,10 +66,9 @@ def _for_this_process(error: FtkitError, world: World) -> FtkitError:
 
 
 def _as_memory_error(error: Exception) -> MemoryExhaustedError | None:
-    text = str(error)
-    lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text or "out of memory" in text
-    if not lacking:
+    if not lacks_memory(error):
         return None
+    text = str(error)
     hint = "Halve train.batch_size and double train.gradient_accumulation_steps, or set train.gradient_checkpointing"
     return MemoryExhaustedError(f"out of memory: {text.splitlines()[0] if text else 'no details'}", hint=hint)
 

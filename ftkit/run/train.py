@@ -47,9 +47,10 @@ from ftkit.run.lockfile import make_lock
 from ftkit.run.measurements import gated_split
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
-from ftkit.run.planning import make_plan_here
+from ftkit.run.planning import disk_of, make_plan_here
 from ftkit.run.recording import recorded
 from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
+from ftkit.run.rehearsal import refuse_full_disk, rehearse
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.tested_versions import untested
 from ftkit.run.tracking import Tracking
@@ -173,12 +174,15 @@ class _Run:
                 self.observer.stage("loading the model")
                 prepared = prepare_model(self.plan, task, processor, seed=self.plan.recipe.seed, allow_code=allow_code)
                 parameters = trainable_report(prepared.model, prepared.layout)
+                if self.folder.writes and not self.folder.resumed:
+                    refuse_full_disk(self.folder.path, disk_of(self.plan, parameters))
                 inputs = probe_inputs(prepared, stores.get("validation") or stores.get("test") or stores["train"])
                 if self.folder.writes:
                     self._write_beginning(task, inputs)
             tracking = Tracking(accelerator, self.plan.recipe.trackers, self.observer)
             session = TrainingSession(prepared, self.splits, stores, self.folder, accelerator, self.observer, tracking)
             self._note_what_is_thin(session)
+            rehearse(session)
             before = self._first_evaluations(session)
             with tracking.running({"recipe": self.plan.recipe.origin.name, "method": self.plan.recipe.method.name}):
                 outcome = session.run()

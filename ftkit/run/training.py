@@ -74,10 +74,10 @@ class TrainingSession:
         self.prepared, self.splits, self.stores = prepared, splits, stores
         self.folder, self.accelerator, self.observer = folder, accelerator, observer
         recipe = prepared.plan.recipe
-        self.recipe, self.totals, self.epochs = recipe, Totals(), 0.0
+        self.recipe, self.totals, self.epochs, self._parts = recipe, Totals(), 0.0, 1
         self.stopping = self._stopping_rule()
         self._bare = prepared.model
-        self._trains = prepared.method.capabilities.trains
+        self.trains = prepared.method.capabilities.trains
         self._bare.to(accelerator.device)
         sharding = None
         if recipe.train.sharding != "none":
@@ -91,7 +91,7 @@ class TrainingSession:
             # Batches differ in length; shapes known only at run time save a compilation for each.
             self._bare.compile(dynamic=True)
         optimizer = make_optimizer(groups, recipe.train)
-        if self._trains and sharding is None:
+        if self.trains and sharding is None:
             self.model, self.optimizer = accelerator.prepare(self._bare, optimizer)
         else:
             # Nothing is left to synchronize: a divided model does that by itself, and what trains nothing has no gradients.
@@ -151,7 +151,7 @@ class TrainingSession:
         Raises InterruptedRunError after a checkpoint when a signal came, DivergedError when training left the finite numbers.
         """
         log = MetricsLog(self.folder.path / METRICS, writes=self.folder.writes)
-        if not self._trains:
+        if not self.trains:
             log.close()
             return self._outcome(stopped_early=False)
         try:
@@ -238,12 +238,25 @@ class TrainingSession:
                 mark = time.perf_counter()
         return self._outcome(stopped_early)
 
+    def try_batch(self, indices: np.ndarray) -> None:
+        """Forward and backward over a batch of which nothing is kept; says so if memory asks for smaller parts."""
+        self.trainer.gradients.rehearse(indices)
+        self._note_parts("the longest batch does not fit into memory")
+
+    def _note_parts(self, why: str) -> None:
+        if (parts := self.trainer.gradients.parts) > self._parts:
+            self._parts = parts
+            self.observer.note(
+                f"{why}: batches go through the model in {parts} parts from here on; what a step learns from stays the same"
+            )
+
     def _on_step(self, event: StepEvent, seconds: float, log: MetricsLog, pace: _Pace) -> None:
         self.totals.tokens += event.tokens
         self.totals.examples += event.examples
         self.totals.training_seconds += seconds
         self.epochs = event.epoch
         log.append("step", asdict(event))
+        self._note_parts(f"memory ran out at step {event.step:,}")
         rate, left = pace.update(event, seconds)
         self.observer.step(event, tokens_per_second=rate, seconds_left=left)
         self.tracking.log(
@@ -307,7 +320,7 @@ class TrainingSession:
         return Outcome(
             weights=self._best_weights(),
             steps=self.trainer.position.step,
-            total_steps=self.trainer.total_steps if self._trains else 0,
+            total_steps=self.trainer.total_steps if self.trains else 0,
             epochs=self.epochs,
             totals=self.totals,
             best_step=self.stopping.best_step,

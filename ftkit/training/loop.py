@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -26,11 +25,10 @@ from ftkit.errors import DivergedError
 from ftkit.methods.base import Method
 from ftkit.models.sharding import Sharding
 from ftkit.recipe.schema import Every, TrainSpec
-from ftkit.tasks.base import Batch, Task
-from ftkit.training.evaluation import to_device
+from ftkit.tasks.base import Task
 from ftkit.training.events import BoundaryEvent, EvaluationEvent, Event, StepEvent
+from ftkit.training.gradients import BatchSource, Gradients
 from ftkit.training.optimizers import set_learning_rate
-from ftkit.training.processes import Processes
 from ftkit.training.schedule import learning_rate_factor
 from ftkit.training.seeding import seed_everything
 from ftkit.training.stopping import StoppingRule
@@ -40,26 +38,15 @@ MAX_SKIPPED_STEPS = 20
 """Steps in a row that fp16's loss scaler may skip before the run counts as diverged: by then the scale has shrunk 2^20-fold."""
 
 
-class BatchSource(Protocol):
-    """Training batches of any epoch."""
-
-    def epoch(self, epoch: int) -> Sequence[np.ndarray]:
-        """Feature indices of each batch of an epoch; a pure function of the epoch."""
-
-    def load(self, indices: np.ndarray) -> Batch:
-        """The batch of these features, on the CPU."""
-
-    def tokens(self, indices: np.ndarray) -> int:
-        """Tokens of these features without padding."""
-
-
 @dataclass
 class Position:
-    """How far a run is: finished optimizer steps, the current epoch and its finished windows."""
+    """How far a run is: finished optimizer steps, the current epoch and its finished windows; and the parts that batches are cut into
+    since memory ran out."""
 
     step: int = 0
     epoch: int = 0
     window: int = 0
+    parts: int = 1
 
 
 class Trainer:
@@ -90,10 +77,20 @@ class Trainer:
         self.task, self.method, self.batches, self.train, self.seed = task, method, batches, train, seed
         self.stopping, self.evaluate, self.unfreezing, self.sharding = stopping, evaluate, unfreezing, sharding
         self.position = Position()
-        self.processes = Processes(accelerator)
         self._window_size = train.gradient_accumulation_steps
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._skipped = 0
+        self.gradients = Gradients(
+            accelerator=accelerator,
+            model=model,
+            parameters=self._parameters,
+            task=task,
+            method=method,
+            batches=batches,
+            train=train,
+            sharding=sharding,
+        )
+        self.processes = self.gradients.processes
         self.total_steps = count_steps(train, batches)
         warmup = warmup_steps(train, self.total_steps)
         self._factor = learning_rate_factor(train.schedule, warmup_steps=warmup, total_steps=self.total_steps)
@@ -140,20 +137,18 @@ class Trainer:
 
     def _step(self, window: Sequence[np.ndarray], windows_in_epoch: int) -> StepEvent:
         """One optimizer step over a window of batches."""
-        position, accelerator = self.position, self.accelerator
-        seed_everything(self.seed, position.step, accelerator.process_index)
+        position = self.position
         rate = float(self.train.learning_rate) * self._factor(position.step)
         set_learning_rate(self.optimizer, rate)
-        share = share_of(window, self.processes.rank, self.processes.size)
-        loaded = [(self.batches.load(indices), real) for indices, real in share]
-        targets = self.processes.total(sum(self.task.target_count(batch) for batch, real in loaded if real))
-        loss = self._backward(loaded, targets)
+        self.gradients.parts = max(self.gradients.parts, position.parts)
+        loss = self.gradients.accumulate(window, partial(seed_everything, self.seed, position.step, self.processes.rank))
+        position.parts = self.gradients.parts
         if self.unfreezing:
             self.unfreezing.drop_gradients()
         grad_norm = self._clip()
         self._refuse_divergence(loss, grad_norm, rate)
         self.optimizer.step()
-        self.method.after_step(accelerator.unwrap_model(self.model), position.step + 1)
+        self.method.after_step(self.accelerator.unwrap_model(self.model), position.step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         position.step, position.window = position.step + 1, position.window + 1
         return StepEvent(
@@ -165,32 +160,6 @@ class Trainer:
             tokens=sum(self.batches.tokens(indices) for indices in window),
             examples=sum(len(indices) for indices in window),
         )
-
-    def _backward(self, loaded: Sequence[tuple[Batch, bool]], targets: int) -> float:
-        """Accumulates the gradient of the window's mean loss; returns that mean."""
-        accelerator = self.accelerator
-        total = torch.zeros((), device=accelerator.device)
-        for number, (batch, real) in enumerate(loaded):
-            last = number == len(loaded) - 1
-            with self._accumulating(last):
-                placed = to_device(batch, accelerator.device)
-                outputs = self.task.forward(self.model, placed)
-                loss = self.task.loss(outputs, placed, label_smoothing=self.train.label_smoothing) / max(1, targets)
-                loss = loss if real else loss * 0.0
-                total = total + loss.detach()
-                # Data parallelism averages gradients over processes; the window's count is already that of all of them.
-                scaled = loss * self.processes.size
-                extra = self.method.extra_loss(accelerator.unwrap_model(self.model)) if last else None
-                accelerator.backward(scaled if extra is None else scaled + extra)
-        if self.sharding:
-            self.sharding.finish_gradients()
-        return float(accelerator.reduce(total, "sum") if self.processes.size > 1 else total)
-
-    def _accumulating(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients travel between processes in the last backward pass of a step alone."""
-        if self.sharding:
-            self.sharding.synchronize(last)
-        return nullcontext() if last or self.sharding else self.accelerator.no_sync(self.model)
 
     def _clip(self) -> float:
         limit = math.inf if self.train.max_grad_norm is None else self.train.max_grad_norm
@@ -228,18 +197,6 @@ def count_steps(train: TrainSpec, batches: BatchSource) -> int:
 def warmup_steps(train: TrainSpec, total_steps: int) -> int:
     """Steps with a rising rate: `warmup_steps` where given, else `warmup_ratio` of all, rounded up."""
     return train.warmup_steps if train.warmup_steps is not None else math.ceil(float(train.warmup_ratio) * total_steps)
-
-
-def share_of(window: Sequence[np.ndarray], process: int, processes: int) -> list[tuple[np.ndarray, bool]]:
-    """The batches that a process takes of a window of batches: as equal in number and size as the window allows.
-
-    Whole batches where they come out even, else equal parts of them. All processes get equally many, since all join each
-    synchronization: where there is nothing left, a batch that counts for nothing (False).
-    """
-    parts = processes // math.gcd(len(window), processes)
-    pieces = [indices[part::parts] for indices in window for part in range(parts)]
-    mine = pieces[process::processes]
-    return [(piece, True) if len(piece) else (window[0][:1], False) for piece in mine]
 
 
 def _due(every: Every, step: int, before: float, after: float) -> bool:

@@ -16,7 +16,7 @@ from ftkit.errors import DivergedError
 from ftkit.methods.base import Capabilities, Default, Method
 from ftkit.recipe.schema import Every, TrainSpec
 from ftkit.training.events import BoundaryEvent, EvaluationEvent, StepEvent
-from ftkit.training.loop import Position, Trainer, share_of
+from ftkit.training.loop import Position, Trainer
 from ftkit.training.stopping import StoppingRule
 
 TRAIN = {
@@ -221,28 +221,6 @@ def test_number_of_steps(train: dict[str, Any], steps: int) -> None:
     trainer = make_trainer(Sequences(PAIRS), **train)
     assert trainer.total_steps == steps
     assert sum(isinstance(event, StepEvent) for event in trainer.events()) == steps
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 4, 5, 8])
-@pytest.mark.parametrize("sizes", [[4], [4, 4], [5, 4, 1], [1], [7, 7, 7, 7], [2, 9, 3, 1, 1]])
-def test_c16_processes_share_a_window_without_changing_it(sizes: list[int], processes: int) -> None:
-    numbers = iter(range(100))
-    window = [np.array([next(numbers) for _ in range(size)]) for size in sizes]
-    shares = [share_of(window, process, processes) for process in range(processes)]
-    counted = [index for share in shares for indices, real in share if real for index in indices.tolist()]
-    assert sorted(counted) == list(range(sum(sizes)))
-    assert len({len(share) for share in shares}) == 1
-    assert all(len(indices) for share in shares for indices, _ in share)
-    assert max(len(indices) for share in shares for indices, _ in share) <= max(sizes)
-
-
-def test_c16_whole_batches_are_shared_where_they_come_out_even() -> None:
-    window = [np.arange(start, start + 3) for start in (0, 3, 6, 9)]
-    assert [[indices.tolist() for indices, _ in share_of(window, rank, 2)] for rank in (0, 1)] == [
-        [[0, 1, 2], [6, 7, 8]],
-        [[3, 4, 5], [9, 10, 11]],
-    ]
-    assert [[indices.tolist() for indices, _ in share_of(window[:1], rank, 2)] for rank in (0, 1)] == [[[0, 2]], [[1]]]
 
 
 def test_learning_rates_of_the_events() -> None:
