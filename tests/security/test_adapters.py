@@ -124,7 +124,7 @@ def test_names_of_adapters_are_no_paths(name: str, finished: Path, adapter: Path
     assert snapshot(tmp_path) == before
 
 
-def test_sources_of_a_method_are_adapters_of_safetensors(
+def test_adapters_that_a_recipe_names_are_read_as_safetensors_only(
     mark: Mark, finished: Path, adapter: Path, tmp_path: Path, command: Command
 ) -> None:
     """Methods that start from adapters of others (fusion, prompt transfer) read them no other way."""
