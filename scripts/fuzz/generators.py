@@ -120,11 +120,15 @@ def recipes(draw: Any) -> bytes:
 
 
 TOKENS = [
-    b"model: a/b\n", b"task: text-classification\n", b"data: {train: x.csv}\n", b"method: lora\n", b"train:\n", b"  epochs: ", b"- ", b": ",
-    b"&a ", b"*a", b"!!python/name:os.system ", b"!x ", b"<<: *a\n", b"---\n", b"...\n", b"%YAML 1.2\n", b"? ", b"| \n", b"> \n", b"[", b"]",
-    b"{", b"}", b", ", b"'", b'"', b"# ", b"\n", b"  ", b"\t", b"1", b"1e999", b"0x", b".nan", b"${train.epochs}", b"~", b"\xef\xbb\xbf",
-    b"phases: [{method: lora}, {method: full}]\n", b"expect: {accuracy: '>= 0.5'}\n", b"\xc2\x85", b"\xe2\x80\xa8",
-]  # fmt: skip
+    *(
+        f"{line}\n".encode()
+        for line in ("model: a/b", "task: text-classification", "data: {train: x.csv}", "method: lora", "train:")
+    ),
+    *(f"{line}\n".encode() for line in ("<<: *a", "---", "...", "%YAML 1.2", "|", ">", "phases: [{method: lora}, {method: full}]")),
+    *b"  epochs: |- |: |&a |*a|!!python/name:os.system |!x |? |[|]|{|}|, |'|\"|# |  |\t|1|1e999|0x|.nan|~".split(b"|"),
+    *(b"\n", b"${train.epochs}", b"expect: {accuracy: '>= 0.5'}\n", b"\xef\xbb\xbf", b"\xc2\x85", b"\xe2\x80\xa8"),
+]
+"""Pieces of recipes and of YAML, to be put together at random."""
 
 # --- data --------------------------------------------------------------------------------------------------------------
 
@@ -217,6 +221,8 @@ MANIFEST = {
 CONFIG = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "architectures": ["BertModel"], "max_position_embeddings": 64,
           "depths": None, "embed_dim": None, "vocab_size": 9, "is_encoder_decoder": False, "text_config": None}  # fmt: skip
 
+TOKENIZER = {"tokenizer_class": "X", "auto_map": None}
+
 
 @st.composite
 def changed(draw: Any, sound: Mapping[str, Any]) -> bytes:
@@ -291,9 +297,7 @@ def strategies() -> dict[str, SearchStrategy[bytes]]:
         "image": st.just(PIXEL),
         "adapter": joined(st.one_of(changed(LORA), changed(LORA), changed(BOTTLENECK), changed(HUB)), mutated(safetensors(), 2)),
         "run": joined(*(changed(part) for part in (PLAN, RESULTS, LOCK, LEARNED, MANIFEST))),
-        "model": joined(
-            changed(CONFIG), changed({"tokenizer_class": "X", "auto_map": None}), changed({"weight_map": {"a": "part.safetensors"}})
-        ),
+        "model": joined(changed(CONFIG), changed(TOKENIZER), changed({"weight_map": {"a": "part.safetensors"}})),
         "gguf": ggufs(),
     }
     few = {"adapter", "run", "model", "recipe"}

@@ -118,7 +118,8 @@ def test_tokenizers_give_ids_masks_and_offsets(tmp_path: Path) -> None:
 
 def test_chat_templates_are_rendered_with_the_places_of_answers() -> None:
     render: Any = render_jinja_template
-    template = "{% for t in messages %}{% if t.role == 'assistant' %}{% generation %}{{ t.content }}{% endgeneration %}{% endif %}{% endfor %}"
+    answer = "{% generation %}{{ t.content }}{% endgeneration %}"
+    template = "{% for t in messages %}{% if t.role == 'assistant' %}" + answer + "{% endif %}{% endfor %}"
     texts, marks = render(
         conversations=[[{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}]],
         tools=None,

@@ -45,8 +45,9 @@ def test_versions_outside_of_the_tested_ends_are_told() -> None:
     assert list(untested({"torch": "2.13.0+cpu", "transformers": "5.99.1", "peft": "0.21.9", "numpy": None, "other": "9"})) == []
     lines = list(untested({"transformers": "6.0.0rc1", "peft": "0.22.0", "torch": "2.9.1", "datasets": "6.dev0", "pydantic": "3"}))
     assert [line.split(" ", 2)[0] for line in lines] == ["transformers", "peft", "torch", "datasets", "pydantic"]
+    newest = TESTED["transformers"][1]
     assert lines[0] == (
-        f'transformers 6.0.0rc1 is a major version that ftkit was not tested with; if it fails: pip install "transformers=={TESTED["transformers"][1]}"'
+        f'transformers 6.0.0rc1 is a major version that ftkit was not tested with; if it fails: pip install "transformers=={newest}"'
     )
     assert (
         lines[2] == f'torch 2.9.1 is older than any version that ftkit was tested with; pip install "torch>={TESTED["torch"][0]}"'

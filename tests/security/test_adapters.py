@@ -124,16 +124,25 @@ def test_names_of_adapters_are_no_paths(name: str, finished: Path, adapter: Path
     assert snapshot(tmp_path) == before
 
 
-def test_sources_of_a_method_are_adapters_of_safetensors(
+def test_adapters_that_a_recipe_names_are_read_as_safetensors_only(
     mark: Mark, finished: Path, adapter: Path, tmp_path: Path, command: Command
 ) -> None:
     """Methods that start from adapters of others (fusion, prompt transfer) read them no other way."""
+    bottleneck = {"peft_type": "ADAPTER", "placement": "pfeiffer", "bottleneck": 2, "activation": "relu", "layer_norm": "none"}
+    edit(adapter / "adapter_config.json", **bottleneck)
     (adapter / "adapter_model.safetensors").unlink()
     (adapter / "adapter_model.bin").write_bytes(mark.torch_file())
-    for method in ("{name: adapter-fusion, adapters: [%s]}", "{name: prompt-tuning, length: 2, sources: [%s]}"):
+    other = shutil.copytree(adapter, tmp_path / "adapters" / "other")
+    for method in (
+        f"{{name: adapter-fusion, adapters: [{adapter}, {other}]}}",
+        f"{{name: multitask-prompt-tuning, sources: [{adapter}]}}",
+    ):
         recipe = (finished / "recipe.yaml").read_text().splitlines()
-        recipe = [f"method: {method % adapter}" if line.startswith("method") else line for line in recipe]
-        (tmp_path / "recipe.yaml").write_text("\n".join(recipe))
+        (tmp_path / "recipe.yaml").write_text(
+            "\n".join(f"method: {method}" if line.startswith("method") else line for line in recipe)
+        )
         ended = command("train", tmp_path / "recipe.yaml", "--output", tmp_path / "run")
         assert ended.code == 2, ended.said
+        assert str(adapter) in ended.err
+        assert "read" in ended.err
         assert not (tmp_path / "run").exists()
