@@ -49,7 +49,7 @@ from ftkit.run.measurements import gated_split
 from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import make_plan_here
-from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
+from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_bases, refuse_other_inputs
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.signals import raising_signals
 from ftkit.run.training import Outcome, TrainingSession
@@ -110,6 +110,7 @@ def train(
         message = f"started with {accelerator.num_processes} processes; this version of ftkit trains in one"
         raise RecipeError(message, hint="Start it with `ftkit train`, without a launcher")
     lock = make_lock(plan, splits, key, world_size=accelerator.num_processes)
+    refuse_other_bases(plan, lock["model_files"])
     if same_as is not None:
         refuse_other_inputs(*same_as, lock)
     with open_run_folder(path, resume=resume, overwrite=overwrite) as folder:
