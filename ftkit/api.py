@@ -313,5 +313,5 @@ def fuse_adapters(
     """
     from ftkit.adapters.fusing import fusion_overrides
 
-    chosen = load_recipe(recipe, [*fusion_overrides([Path(adapter) for adapter in adapters]), *overrides])
+    chosen = load_recipe(recipe, fusion_overrides([Path(adapter) for adapter in adapters], overrides))
     return train(chosen, output=output, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.adapters import adapterhub as hub
 from ftkit.adapters.portable import Portable, of_folder, of_predictor
-from ftkit.adapters.sources import CONFIG, RUN, Trained, read_trained
+from ftkit.adapters.sources import CONFIG, RUN, Trained, read_trained, refuse_output
 from ftkit.adapters.sources import WEIGHTS as OWN_WEIGHTS
+from ftkit.data.aside import written_whole
 from ftkit.errors import ModelError, Problem, RecipeError, RunFolderError
-from ftkit.files import read_json, refuse_filled, write_json
+from ftkit.files import read_json, write_json
 from ftkit.models.facts import ModelFacts, read_facts
 from ftkit.recipe.schema import ModelSpec
 from ftkit.registry import METHODS
@@ -46,7 +47,7 @@ def convert(source: Path, to: str, output: Path, *, base: str | None, name: str,
     """See `ftkit.convert_adapter`."""
     if to not in (OWN, HUB):
         raise RecipeError(Problem(message=f"unknown format {to!r}", place="--to", hint=f"Known: {OWN}, {HUB}"))
-    refuse_filled(output.absolute(), option="--output")
+    refuse_output(output, [source])
     if name and to == OWN:
         raise RecipeError(Problem(message="ftkit gives adapters no names", place="--name", hint="Leave it out"))
     if to == OWN:
@@ -67,15 +68,16 @@ def _to_own(source: Path, output: Path, base: str | None, allow_code: bool) -> d
     facts, layout = _base(base or str(described.get("model_name") or ""), described.get("model_type"), allow_code)
     found = _own_names(tensors, hub.places_of(layout, facts.model_type, options["placement"]), options, source)
     options |= _size_and_blocks(found, layout, source)
-    left_out = _save_own(layout, options, {f"{WRAPPED}{name}": tensor for name, tensor in found.items()}, output, base, described)
+    _save_own(layout, options, {f"{WRAPPED}{name}": tensor for name, tensor in found.items()}, source, output, base, described)
     heads = [name for name in ("head_config.json",) if (source / name).is_file()]
     settings = {key: value for key, value in options.items() if value is not None}
-    return _report(output, OWN, str(described.get("name") or ""), settings, len(found), [*left_out, *heads])
+    return _report(output, OWN, str(described.get("name") or ""), settings, len(found), heads)
 
 
 def _read_hub(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not (source / CONFIG).is_file():
-        raise RunFolderError(Problem(message=f"is no adapter folder (it has no {CONFIG})", place=str(source)))
+        hint = "Give the folder that the library's `save_adapter` wrote"
+        raise RunFolderError(Problem(message=f"is no adapter folder (it has no {CONFIG})", place=str(source), hint=hint))
     with readable(source / CONFIG):
         described = dict(read_json(source / CONFIG))
     if "peft_type" in described or not isinstance(described.get("config"), Mapping):
@@ -138,32 +140,41 @@ def _size_and_blocks(found: Mapping[str, Tensor], layout: ModelLayout, source: P
 
 
 def _save_own(
-    layout: ModelLayout, options: Mapping[str, Any], tensors: Mapping[str, Tensor], output: Path, base: str | None, described: Any
-) -> list[str]:
+    layout: ModelLayout,
+    options: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    output: Path,
+    base: str | None,
+    described: Any,
+) -> None:
     """Writes the folder. The method itself makes its config, and says which names it expects."""
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     method_class = METHODS.get(METHOD)
     method = method_class(method_class.Options(**options))
     wrapped: Any = method.apply(layout.model, layout)
-    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
-    expected = {name: tensor for name, tensor in state.items() if CONTAINER in name}
-    wrong = sorted(expected.keys() ^ tensors.keys()) or sorted(
-        name for name in expected if expected[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise ModelError(
-            f"the adapter does not fit this base; the first of {len(wrong)} names: {wrong[0]}", hint="Give its own --base"
-        )
+    _refuse_misfit(wrapped, tensors, source)
     with TemporaryDirectory(prefix="ftkit-convert-") as folder:
         method.save_adapter(wrapped, Path(folder))
         config = read_json(Path(folder) / CONFIG)
-    output.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, output / OWN_WEIGHTS, metadata={"format": "pt"})
     called = str(base or described.get("model_name") or "")
-    write_json(output / CONFIG, {**config, "modules_to_save": None, "task_type": None, "base_model_name_or_path": called})
-    return []
+    with written_whole(output.absolute(), "--output") as folder:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / OWN_WEIGHTS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, {**config, "modules_to_save": None, "task_type": None, "base_model_name_or_path": called})
+
+
+def _refuse_misfit(wrapped: Any, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Raises ModelError if these are not exactly the adapter's weights that a model has room for."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    expected = {name: tensor for name, tensor in state.items() if CONTAINER in name}
+    wrong = sorted(expected.keys() ^ tensors.keys())
+    wrong = wrong or sorted(name for name in expected if expected[name].shape != tensors[name].shape)
+    if wrong:
+        message = f"the adapter does not fit this base or its own settings; the first of {len(wrong)} names: {wrong[0]}"
+        raise ModelError(Problem(message=message, place=str(source), hint="Give its own --base, or export it again"))
 
 
 # --- to AdapterHub -----------------------------------------------------------------------------------------------------
@@ -184,14 +195,12 @@ def _to_hub(source: Path, output: Path, base: str | None, name: str, allow_code:
     inner = hub.inner_names(config["layer_norm"], config["scaling"])
     tensors: dict[str, Tensor] = {}
     used: dict[str, hub.Place] = {}
-    heads = set()
-    for key, tensor in adapter.tensors.items():
-        path, mark, own = key.removeprefix(WRAPPED).partition(CONTAINER)
-        if not mark:
-            heads.add(path.rpartition(".")[0])
-            continue
+    heads = {name.removeprefix(WRAPPED).rpartition(".")[0] for name in adapter.heads}
+    for key, tensor in _without_heads(adapter).items():
+        path, _, own = key.removeprefix(WRAPPED).partition(CONTAINER)
         if path not in places or own not in inner:
-            raise ModelError(f"{key} has no place in {facts.model_type} of AdapterHub", hint="Give the base of the adapter")
+            message = f"{key} has no place in {facts.model_type} of AdapterHub"
+            raise ModelError(Problem(message=message, place=str(source), hint="Give the base of the adapter with --base"))
         used[path] = places[path]
         for called in inner[own]:
             tensors[f"{places[path].hub}.adapters.{name}.{called}"] = tensor.clone().contiguous()
@@ -219,7 +228,33 @@ def _loaded(found: Trained, base: str | None, allow_code: bool) -> tuple[Portabl
     if adapter is None:
         hint = "Leave out --base: a run knows its own"
         raise RecipeError(Problem(message="the run has exported no adapter", place=str(found.path), hint=hint))
-    return adapter, *_base(base or found.base, None, allow_code)
+    facts, layout = _base(base or found.base, None, allow_code)
+    folder = found.path / "export" / "adapter" if found.kind == RUN else found.path
+    _refuse_misfit(_room_for(adapter, layout, folder), _without_heads(adapter), found.path)
+    return adapter, facts, layout
+
+
+def _without_heads(adapter: Portable) -> dict[str, Tensor]:
+    heads = set(adapter.heads)
+    return {name: tensor for name, tensor in adapter.tensors.items() if name not in heads}
+
+
+def _room_for(adapter: Portable, layout: ModelLayout, folder: Path) -> Any:
+    """The base with an untrained adapter as this one's config describes it. Raises ModelError for a config that describes none."""
+    from dataclasses import replace
+
+    from peft import get_peft_model
+
+    from ftkit.tuners.fusion_members import member_config
+    from ftkit.tuners.registration import register_tuners
+
+    register_tuners()
+    config = replace(member_config(adapter.config, folder / CONFIG), modules_to_save=None, task_type=None, inference_mode=False)
+    try:
+        return get_peft_model(layout.model, config)
+    except ValueError as error:
+        message = f"does not fit this base: {error}"
+        raise ModelError(Problem(message=message, place=str(folder), hint="Give its own --base")) from error
 
 
 def _hub_settings(
@@ -250,8 +285,6 @@ def _save_hub(
 ) -> None:
     from safetensors.torch import save_file
 
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(dict(tensors), output / hub.WEIGHTS)
     described = {
         "config": settings,
         "hidden_size": facts.hidden_size,
@@ -261,7 +294,9 @@ def _save_hub(
         "name": name,
         "version": hub.VERSION,
     }
-    write_json(output / CONFIG, described)
+    with written_whole(output.absolute(), "--output") as folder:
+        save_file(dict(tensors), folder / hub.WEIGHTS)
+        write_json(folder / CONFIG, described)
 
 
 # --- both --------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ def diff(one: Trained, other: Trained) -> dict[str, Any]:
     """{`a`, `b`, `same_base`, `base`, `tensors`, `only_in_a`, `only_in_b`, `other_shape`, `settings`, `equal`}.
 
     tensors: for each that both have {`name`, `max_difference`, `relative_difference`, `cosine`}: max |a - b|, |a - b| / |a| (Frobenius)
-    and <a, b> / (|a| |b|), null where a norm is zero. settings: {`key`, `a`, `b`} of runs from their plans, of adapters from
+    and <a, b> / (|a| |b|), null where a norm is zero or not finite. settings: {`key`, `a`, `b`} of runs from their plans, of adapters from
     adapter_config.json; null where one is a run and the other an adapter.
     """
     first, second = one.tensors(), other.tensors()
@@ -49,10 +50,11 @@ def distance(one: Tensor, other: Tensor) -> dict[str, float | None]:
     a, b = one.double().flatten(), other.double().flatten()
     size_a, size_b = float(a.norm()), float(b.norm())
     apart = a - b
+    product = float(a @ b) / (size_a * size_b) if size_a and size_b else math.nan
     return {
         "max_difference": float(apart.abs().max()) if apart.numel() else 0.0,
         "relative_difference": float(apart.norm()) / size_a if size_a else None,
-        "cosine": min(1.0, max(-1.0, float(a @ b) / (size_a * size_b))) if size_a and size_b else None,
+        "cosine": min(1.0, max(-1.0, product)) if math.isfinite(product) else None,
     }
 
 

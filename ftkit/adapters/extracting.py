@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ftkit.adapters.beside_updates import WRAPPED, Rest, place_rest, rest_facts
 from ftkit.adapters.inspecting import untuned
 from ftkit.adapters.merging import filled
-from ftkit.adapters.sources import BaseCheck, Trained, read_trained_run
+from ftkit.adapters.sources import BaseCheck, Trained, read_trained_run, refuse_output
 from ftkit.errors import ModelError, Problem, RecipeError
-from ftkit.files import refuse_filled
 from ftkit.recipe.schema import Component
 from ftkit.registry import METHODS
 from ftkit.run.observer import Observer
@@ -92,7 +91,7 @@ def _refuse(found: Trained, request: ExtractRequest) -> None:
         )
     if request.base is not None:
         BaseCheck(request.base)
-    refuse_filled(request.output.absolute(), option="--output")
+    refuse_output(request.output, [found.path])
 
 
 def _base_spec(tuned: Predictor, base: str | None) -> ModelSpec:

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftkit.adapters.portable import Portable, of_predictor
-from ftkit.adapters.sources import Trained, plain_name, read_trained_run, refuse_other_bases
+from ftkit.adapters.sources import Trained, plain_name, read_trained_run, refuse_other_bases, refuse_output
 from ftkit.errors import ModelError, Problem, RecipeError
-from ftkit.files import refuse_filled
 from ftkit.methods.base import Combination, Method
 from ftkit.recipe.schema import Component
 from ftkit.registry import METHODS
@@ -94,10 +93,10 @@ def check_request(request: MergeRequest, members: Sequence[Trained]) -> Combinat
     _refuse_mixture(members, methods)
     how = _combination(request, methods[0], len(members))
     if reason := methods[0].combination_refusal(methods[1:], how):
-        raise RecipeError(Problem(message=reason, place="command line"))
+        raise RecipeError(reason)
     _head_index(request)
     refuse_other_bases(members)
-    refuse_filled(request.output.absolute(), option="--output")
+    refuse_output(request.output, [member.path for member in members])
     return how
 
 
@@ -109,7 +108,7 @@ def _refuse_mixture(members: Sequence[Trained], methods: Sequence[Method]) -> No
             message = f"adapters of {method.name} do not combine by weights: PEFT has no such operation for them"
             problems.append(Problem(message=message, place=str(member.path), hint=f"Methods that do: {', '.join(able)}"))
         elif method.name != methods[0].name:
-            message = f"is a {method.name} adapter, the first one is {methods[0].name}"
+            message = f"was trained with {method.name}, the first run with {methods[0].name}"
             problems.append(Problem(message=message, place=str(member.path), hint="Merge adapters of one method"))
         elif wrong := _other_task(members[0], member):
             hint = "Merge runs of one task with one label set; for others use adapter-fusion or `ftkit predict --adapter`"
@@ -170,10 +169,10 @@ def _head_index(request: MergeRequest) -> int | None:
             hint = "Give --head 1 to take that of the first run"
             raise RecipeError(Problem(message="heads cannot be averaged by weights whose sum is zero", place="--head", hint=hint))
         return None
-    if request.head in given:
-        return given.index(request.head)
     if request.head.isdecimal() and 1 <= int(request.head) <= len(given):
         return int(request.head) - 1
+    if named := [index for index, path in enumerate(request.runs) if path.resolve() == Path(request.head).resolve()]:
+        return named[0]
     hint = f"Give {AVERAGE}, a number from 1 to {len(given)}, or one of the run folders"
     raise RecipeError(Problem(message=f"{request.head!r} names none of the runs", place="--head", hint=hint))
 
@@ -197,9 +196,21 @@ def _merged(
     except ValueError as error:
         raise ModelError(f"the adapters do not combine: {error}", hint="Try --combination svd") from error
     state = get_peft_model_state_dict(wrapped, adapter_name=RESULT, save_embedding_layers=False)
+    _refuse_useless(state, how)
     layers = list(dict.fromkeys(plain_name(name).rpartition(f".{wrapped.base_model.prefix}")[0] for name in state))
     options = methods[0].combined_options(methods[1:], wrapped.peft_config[RESULT], layers)
     return {name: tensor.detach().clone() for name, tensor in state.items()}, options
+
+
+def _refuse_useless(state: Mapping[str, Tensor], how: Combination) -> None:
+    """Raises RecipeError if the combination overflows, or keeps nothing of what the adapters learned."""
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        shown = ", ".join(f"{weight:g}" for weight in how.weights)
+        message = f"with {shown} the result has values that are not finite numbers"
+        raise RecipeError(Problem(message=message, place="--weights", hint="Give smaller ones; they usually sum to 1"))
+    if how.density is not None and not any(tensor.any() for tensor in state.values()):
+        message = f"{how.density:g} keeps not a single value of these adapters"
+        raise RecipeError(Problem(message=message, place="--density", hint="Give more, for instance --density 0.5"))
 
 
 def _refuse_different_ranks(adapters: Sequence[Portable], how: Combination) -> None:
@@ -248,18 +259,12 @@ def _config(adapter: Portable) -> Any:
 
 
 def _updates(adapter: Portable) -> dict[str, Tensor]:
-    heads = set(_heads(adapter))
+    heads = set(adapter.heads)
     return {name: tensor for name, tensor in adapter.tensors.items() if name not in heads}
 
 
-def _heads(adapter: Portable) -> list[str]:
-    """Names of tensors of modules that were saved whole."""
-    whole = tuple(f".{name}." for name in adapter.config.get("modules_to_save") or ())
-    return [name for name in adapter.tensors if whole and any(mark in f".{name}" for mark in whole)]
-
-
 def _head(adapters: Sequence[Portable], how: Combination, index: int | None) -> dict[str, Tensor]:
-    names = _heads(adapters[0])
+    names = adapters[0].heads
     if index is not None:
         return {name: adapters[index].tensors[name] for name in names}
     total = sum(how.weights)

@@ -9,14 +9,15 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ftkit.data.problems import shorten
 from ftkit.errors import ModelError, Problem, RunFolderError
-from ftkit.files import parse_json, read_json
+from ftkit.files import parse_json, read_json, refuse_filled
 from ftkit.methods.base import Capabilities, Method
 from ftkit.models.facts import read_facts
 from ftkit.recipe.load import parse_recipe
 from ftkit.recipe.schema import ModelSpec, Recipe
 from ftkit.registry import METHODS
-from ftkit.run.folder import LOCK, PLAN, RESULTS, TASK, finished_results, readable
+from ftkit.run.folder import PLAN, TASK, finished_results, readable, recorded_base, run_around
 from ftkit.run.lockfile import hash_model
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def read_trained_run(path: Path, why: str) -> Trained:
     found = read_trained(path)
     if found.kind == RUN:
         return found
-    if (around := _run_around(path)) is not None:
+    if (around := run_around(path)) is not None:
         return _read_run(around)
     raise RunFolderError(Problem(message=f"is an adapter without its run, and {why}", place=str(path), hint="Give the run folder"))
 
@@ -121,7 +122,7 @@ def read_trained_run(path: Path, why: str) -> Trained:
 def _read_run(path: Path) -> Trained:
     results = finished_results(path)
     recipe = plan_recipe(path)
-    return Trained(path, RUN, recipe.method.name, recipe.model.name, base_files(path), recipe, results)
+    return Trained(path, RUN, recipe.method.name, recipe.model.name, recorded_base(path), recipe, results)
 
 
 def plan_recipe(run: Path) -> Recipe:
@@ -130,32 +131,25 @@ def plan_recipe(run: Path) -> Recipe:
         return parse_recipe((run / PLAN).read_text(encoding="utf-8"), str(run / PLAN), base=run)
 
 
-def base_files(run: Path) -> dict[str, str]:
-    """sha256 of each file of a run's base model."""
-    with readable(run / LOCK):
-        return dict(read_json(run / LOCK)["model_files"])
-
-
 def _read_adapter(path: Path) -> Trained:
     with readable(path / CONFIG):
         config = dict(read_json(path / CONFIG))
     if "peft_type" not in config:
         hint = "Convert it first: ftkit adapters convert SOURCE --to ftkit"
         raise RunFolderError(Problem(message="is no adapter of PEFT (it has no `peft_type`)", place=str(path / CONFIG), hint=hint))
+    for key, types in (("peft_type", str), ("base_model_name_or_path", (str, type(None)))):
+        if not isinstance(config.get(key), types):
+            hint = "Restore the file from a copy, or export the adapter again"
+            message = f"`{key}` is {shorten(config[key])}, expected a name"
+            raise RunFolderError(Problem(message=message, place=str(path / CONFIG), hint=hint))
     if not (path / WEIGHTS).is_file():
         pickled = next((name for name in PICKLED if (path / name).is_file()), "")
         what = f"has its weights in {pickled}, which runs code when it is read" if pickled else f"has no {WEIGHTS}"
         raise RunFolderError(Problem(message=what, place=str(path), hint="Save it again with safe_serialization=True"))
-    run = _run_around(path)
-    files = base_files(run) if run else {}
+    run = run_around(path)
+    files = recorded_base(run) if run else {}
     method = str(config["peft_type"]).lower().replace("_", "-")
     return Trained(path, ADAPTER, method, str(config.get("base_model_name_or_path") or ""), files, config=config)
-
-
-def _run_around(adapter: Path) -> Path | None:
-    """The run that an adapter was exported into."""
-    run = adapter.absolute().parent.parent
-    return run if adapter.absolute().parent.name == "export" and (run / PLAN).is_file() and (run / RESULTS).is_file() else None
 
 
 def plain_name(name: str) -> str:
@@ -198,6 +192,16 @@ def refuse_other_bases(members: Sequence[Trained]) -> None:
         raise ModelError(problems)
 
 
+def refuse_output(output: Path, sources: Sequence[Path]) -> None:
+    """Raises RunFolderError if a folder cannot be written: it holds files, or lies in what is read, where nobody would find it."""
+    folder = output.resolve()
+    for source in sources:
+        if source.resolve() in folder.parents:
+            message = f"lies inside {source}, which is read"
+            raise RunFolderError(Problem(message=message, place=str(output), hint="Choose another folder with --output"))
+    refuse_filled(output.absolute(), option="--output")
+
+
 class BaseCheck:
     """Tells for many adapters whether they belong to one base model, whose files are hashed once.
 
@@ -232,7 +236,7 @@ def find_folders(folder: Path) -> Iterator[Path]:
 
 
 def stored_parameters(file: Path) -> int:
-    """Number of values in a safetensors file, from its header alone. Raises ValueError for what is no such file."""
+    """Number of values in a safetensors file, from its header alone. Raises ValueError for what is no such file, or not a whole one."""
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
         if not 0 < size <= min(LONGEST_HEADER, file.stat().st_size - 8):
@@ -240,7 +244,18 @@ def stored_parameters(file: Path) -> int:
         header = parse_json(stream.read(size).decode("utf-8"))
     if not isinstance(header, dict):
         raise ValueError("its header is no mapping")
-    return sum(_values_in(entry) for name, entry in header.items() if name != "__metadata__")
+    entries = [entry for name, entry in header.items() if name != "__metadata__"]
+    values = sum(_values_in(entry) for entry in entries)
+    if file.stat().st_size != 8 + size + max((_end_of(entry) for entry in entries), default=0):
+        raise ValueError("cut short")
+    return values
+
+
+def _end_of(entry: Mapping[str, Any]) -> int:
+    offsets = entry.get("data_offsets")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(type(place) is int and place >= 0 for place in offsets):
+        raise ValueError("its header names no place of a tensor")
+    return int(offsets[1])
 
 
 def _values_in(entry: Any) -> int:

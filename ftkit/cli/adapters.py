@@ -262,7 +262,7 @@ def fuse(
     from ftkit.cli.training import train
 
     changes = [text for text in given if not Path(text).exists() and ("=" in text or text.startswith("~"))]
-    overrides = [*fusion_overrides([Path(text) for text in given if text not in changes]), *changes]
+    overrides = fusion_overrides([Path(text) for text in given if text not in changes], changes)
     train(recipe, overrides, resume, overwrite, output, quiet, as_json, plugins, allow_code)
 
 

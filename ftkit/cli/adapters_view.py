@@ -90,6 +90,8 @@ def print_diff(found: Mapping[str, Any]) -> None:
             [entry["key"], one_line(entry["a"], LONGEST_VALUE), one_line(entry["b"], LONGEST_VALUE)] for entry in found["settings"]
         ]
         print_table(["setting", "a", "b"], rows)
+    if found["settings"] is None:
+        say("Settings are not compared: one is a run, the other an adapter.")
     for side in ("a", "b"):
         if names := found[f"only_in_{side}"]:
             print_table([f"only in {side}"], [[name] for name in names])

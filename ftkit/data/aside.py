@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ftkit.errors import Problem, RunFolderError
+from ftkit.files import refuse_filled, sync
+
 PREFIX = ".writing-"
 LOCK = ".lock"
 ABANDONED_AFTER = 24 * 3600.0
@@ -78,6 +81,56 @@ def _is_held_elsewhere(descriptor: int) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+@contextmanager
+def written_whole(target: Path, option: str = "--to") -> Iterator[Path]:
+    """A new folder to fill, which becomes `target` when the block ends: there is a whole one or none.
+
+    It lies in `.tmp-NAME` beside the target, where what a killed process left is removed. option: with which the user named the target.
+    Raises RunFolderError if the target holds files, or another process is writing it.
+    """
+    refuse_filled(target, option)
+    around = target.with_name(f".tmp-{target.name}")
+    around.mkdir(parents=True, exist_ok=True)
+    with _held(around, target, option):
+        refuse_filled(target, option)
+        inner = around / target.name
+        shutil.rmtree(inner, ignore_errors=True)
+        try:
+            inner.mkdir()
+            yield inner
+            for path in inner.rglob("*"):
+                sync(path)
+            refuse_filled(target, option)
+            if target.exists():
+                target.rmdir()
+            os.replace(inner, target)
+            sync(target.parent)
+        finally:
+            shutil.rmtree(around, ignore_errors=True)
+
+
+@contextmanager
+def _held(around: Path, target: Path, option: str) -> Iterator[None]:
+    guard = os.open(around / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                hint = f"Wait for it, or choose another folder with {option}"
+                raise RunFolderError(
+                    Problem(message="is being written by another process", place=str(target), hint=hint)
+                ) from error
+            except OSError:
+                # A file system without locks.
+                pass
+        yield
+    finally:
+        os.close(guard)
 
 
 def _sweep(parent: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from ftkit.files import read_json, refuse_filled, sync, write_json
+from ftkit.data.aside import written_whole
+from ftkit.files import read_json, write_json
 from ftkit.methods.base import Method
 from ftkit.models.processor import save_processor
 from ftkit.models.trainable import to_uniform_dtype
@@ -54,14 +53,5 @@ def export_merged(model: Any, processor: Any, target: Path, *, dtype: torch.dtyp
 
 def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fills a temporary folder and moves it into place, so that `target` is whole or absent."""
-    refuse_filled(target)
-    temporary = target.with_name(f".tmp-{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for path in temporary.rglob("*"):
-        sync(path)
-    if target.exists():
-        target.rmdir()
-    os.replace(temporary, target)
-    sync(target.parent)
+    with written_whole(target) as folder:
+        write(folder)

@@ -111,7 +111,7 @@ class Adapter(PlacedMethod):
         year=2019,
         url="https://arxiv.org/abs/1902.00751",
     )
-    capabilities = Capabilities(adapter=True, merge=False, quantized=True)
+    capabilities = Capabilities(adapter=True, merge=False, quantized=True, fusable=True)
     Options = Options
     prefix = "bottleneck_"
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from ftkit.models.layout import ModelLayout
     from ftkit.tuners.fusion_members import Member
 
-FUSABLE = {"ADAPTER": "adapter", "COMPACTER": "compacter"}
 CONFIG_FILE = "adapter_config.json"
 IN_RUN = PurePath("export", "adapter")
 MEMBERS = ".members."
@@ -53,7 +52,7 @@ class Options(Strict):
     adapters: Annotated[list[Annotated[str, Field(min_length=1)]], AfterValidator(_at_least_two)] = Field(
         default_factory=list,
         description="Two or more trained adapters (methods adapter and compacter) of the same placement on the same base: folders of "
-        "exported adapters, or of runs that exported one. Relative paths start from the working directory.",
+        "exported adapters, or of runs that exported one.",
     )
     regularization: float = Field(0.01, ge=0, description="Weight lambda of |V - I|^2 in the loss.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the attention scores.")
@@ -74,6 +73,7 @@ class AdapterFusion(AdapterMethod):
     capabilities = Capabilities(shardable=False, adapter=True, merge=False, quantized=True)
     Options = Options
     needs = ("adapters",)
+    path_options = adapter_options = frozenset({"adapters"})
     known_to_peft = False
     prefix = "adapter_fusion_"
 
@@ -92,6 +92,12 @@ class AdapterFusion(AdapterMethod):
         if not self.options.adapters:
             return "it fuses trained adapters and none are named; give `adapters: [folder, folder]`"
         return next(_problems(self.options.adapters), "")
+
+    def member_types(self) -> Mapping[str, str]:
+        found = {text: _config_of(text)[1] for text in self.options.adapters}
+        return {
+            text: str(fields["peft_type"]) for text, fields in found.items() if not isinstance(fields, str) and _is_named(fields)
+        }
 
     def apply(self, model: nn.Module, layout: ModelLayout) -> nn.Module:
         from ftkit.tuners.fusion_members import check_places, fill_members, fusion_config
@@ -139,6 +145,10 @@ class AdapterFusion(AdapterMethod):
         return [read_member(folder, fields) for folder, fields in found if folder is not None and not isinstance(fields, str)]
 
 
+def _is_named(fields: Mapping[str, Any]) -> bool:
+    return isinstance(fields.get("peft_type"), str)
+
+
 def _is_member(name: str) -> bool:
     return f".{AdapterFusion.prefix}" in name and MEMBERS in name
 
@@ -154,8 +164,6 @@ def _problems(paths: Sequence[str]) -> Iterator[str]:
             yield f"{folder / CONFIG_FILE} {fields}; export that adapter again"
         elif wrong := _wrong_fields(fields):
             yield f"{folder / CONFIG_FILE}: {wrong}; export that adapter again"
-        elif fields.get("peft_type") not in FUSABLE:
-            yield f"{text} holds an adapter of the kind {fields.get('peft_type')}; only those of {' and '.join(FUSABLE.values())} fuse"
         elif fields.get("norm_modules"):
             yield f"{text} has trained norms of its own, which do not fuse; train it with `norms: false`"
         else:

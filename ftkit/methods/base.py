@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from ftkit.errors import Problem
 from ftkit.recipe.schema import Strict
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Capabilities:
     from_scratch: makes sense on a model with random weights, since it trains all of them.
     trains: something is trained at all; where not, a run evaluates and exports.
     shardable: the base may be divided over processes (`train.sharding`).
+    fusable: trained adapters of it can be members of an AdapterFusion (`member_types`).
     """
 
     adapter: bool
@@ -63,6 +65,7 @@ class Capabilities:
     from_scratch: bool = False
     trains: bool = True
     shardable: bool = True
+    fusable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,9 @@ class Method(ABC):
     path_options: ClassVar[frozenset[str]] = frozenset()
     """Options that name local folders, as a text or a list of texts; the plan makes them absolute."""
 
+    adapter_options: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that name trained adapters, or the runs that exported them: a run refuses those of another base."""
+
     def __init__(self, options: Strict) -> None:
         self.options: Any = options
 
@@ -122,6 +128,13 @@ class Method(ABC):
     def refusal(self, facts: ModelFacts) -> str:
         """Why this method cannot tune this model ('' if it can), as far as the model's config tells."""
         return ""
+
+    def member_types(self) -> Mapping[str, str]:
+        """PEFT's type of each trained adapter that the method fuses, by its folder as the options name it.
+
+        The plan refuses those whose method is not `fusable`; a method's name is PEFT's type in small letters.
+        """
+        return {}
 
     def task_refusal(self, task: Task, facts: ModelFacts) -> str:
         """Why this method cannot serve this task on this model ('' if it can), by what the task says of itself (`pretrained_head`)."""
@@ -198,9 +211,9 @@ class Method(ABC):
         """Whether adapters of this method with this adapter_config.json change weights by s B A alone, named as PEFT's LoRA names them."""
         return False
 
-    def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
-        """Why adapters of this method and of `others`, which have the same name, do not combine in this way; '' if they do."""
-        return ""
+    def combination_refusal(self, others: Sequence[Method], how: Combination) -> Problem | None:
+        """Why adapters of this method and of `others`, which have the same name, do not combine in this way; None if they do."""
+        return None
 
     def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
         """Adds the adapter `target` to a PeftModel that holds those called `names`. Only for methods with `combinations`."""

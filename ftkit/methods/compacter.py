@@ -75,7 +75,7 @@ class Compacter(PlacedMethod):
         year=2021,
         url="https://arxiv.org/abs/2106.04647",
     )
-    capabilities = Capabilities(adapter=True, merge=False, quantized=True)
+    capabilities = Capabilities(adapter=True, merge=False, quantized=True, fusable=True)
     Options = Options
     prefix = "compacter_"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from ftkit.errors import Problem
 from ftkit.methods.base import (
     AdapterMethod,
     BlockRanges,
@@ -97,12 +98,16 @@ class IA3(AdapterMethod):
         factors = sum(inward for inward, _ in layer_shapes(layout, inner)) + sum(out for _, out in layer_shapes(layout, outer))
         return factors + head_parameter_count(layout)
 
-    def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
-        if any(method.options != self.options for method in others):
-            return "the adapters have factors at other places: their `targets` or `blocks` differ"
+    def combination_refusal(self, others: Sequence[Method], how: Combination) -> Problem | None:
+        different = [str(number) for number, method in enumerate(others, start=2) if method.options != self.options]
+        if different:
+            message = "factors at other places than those of run 1: their `targets` or `blocks` differ"
+            return Problem(message=message, place=f"run {', '.join(different)}", hint="Train them with the same options")
         if abs(sum(how.weights) - 1) > SUM_TOLERANCE:
-            return f"factors are one where nothing changes, so their weights must sum to 1, not to {sum(how.weights):g}"
-        return ""
+            message = f"factors are one where nothing changes, so their weights must sum to 1, not to {sum(how.weights):g}"
+            equal = ",".join([f"{1 / len(how.weights):g}"] * len(how.weights))
+            return Problem(message=message, place="--weights", hint=f"Give, for instance, --weights {equal}, or leave them out")
+        return None
 
     def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
         wrapped.base_model.add_weighted_adapter(list(names), list(how.weights), target)

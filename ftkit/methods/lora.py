@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from ftkit.errors import Problem
 from ftkit.methods.base import Capabilities, Combination, Default, Method, Paper, encoder_epochs
 from ftkit.methods.parts.targets import (
     BLOCKS_TEXT,
@@ -246,14 +247,17 @@ class LoRA(TargetedMethod):
     def holds_low_rank(cls, config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == "LORA" and not config.get("use_dora")
 
-    def combination_refusal(self, others: Sequence[Method], how: Combination) -> str:
-        if any(method.options.dora for method in (self, *others)):
-            return "adapters with `dora` do not combine: the lengths of the weight rows are no part of the update"
-        if any(method.options.lora_bias or method.options.modules_to_save for method in (self, *others)):
-            return (
-                "adapters with `lora_bias` or `modules_to_save` do not combine: biases and whole modules are no part of the update"
-            )
-        return ""
+    def combination_refusal(self, others: Sequence[Method], how: Combination) -> Problem | None:
+        members = (self, *others)
+        hint = "Leave out those that have it, or let them answer side by side: `ftkit predict RUN --adapter RUN`"
+        if any(method.options.dora for method in members):
+            message = "adapters with `dora` do not combine: the lengths of the weight rows are no part of the update"
+            return Problem(message=message, place=_which(members, "dora"), hint=hint)
+        for name in ("lora_bias", "modules_to_save"):
+            if any(getattr(method.options, name) for method in members):
+                message = f"adapters with `{name}` do not combine: biases and whole modules are no part of the update"
+                return Problem(message=message, place=_which(members, name), hint=hint)
+        return None
 
     def combine(self, wrapped: Any, names: Sequence[str], target: str, how: Combination) -> None:
         for name in names:
@@ -293,3 +297,9 @@ def _learning_rate(facts: ModelFacts) -> Default:
         return Default(value=3e-3, source=source)
     rate = 2e-4 if facts.hidden_size >= 1024 else 4e-4
     return Default(value=rate, source="Hu et al. 2022, table 9: RoBERTa large 2e-4 to 4e-4, base 4e-4 to 5e-4")
+
+
+def _which(members: Sequence[Method], option: str) -> str:
+    """The numbers of those that have an option, as the command line gives the runs."""
+    numbers = [str(number) for number, method in enumerate(members, start=1) if getattr(method.options, option)]
+    return f"run {', '.join(numbers)}"

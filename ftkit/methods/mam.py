@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from ftkit.methods.base import AdapterMethod, BlockRanges, Capabilities, Default, Paper, range_refusal
-from ftkit.methods.parts.placement import Factor, Size, bottleneck_field, expert_refusal, factor_field
+from ftkit.methods.parts.placement import NO_SIZE, Factor, Size, bottleneck_field, expert_refusal, factor_field, refuse_two_sizes
 from ftkit.methods.parts.prefixes import (
     check_attention,
     prefix_groups,
@@ -63,10 +63,9 @@ class Options(Strict):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Options:
-        if isinstance(self.bottleneck, int) and isinstance(self.reduction_factor, float):
-            raise ValueError("bottleneck and reduction_factor say the same; give one of them")
+        refuse_two_sizes(self.bottleneck, self.reduction_factor)
         if self.bottleneck is None and self.reduction_factor is None:
-            raise ValueError("one of bottleneck and reduction_factor must be a number")
+            raise ValueError(NO_SIZE)
         if self.hidden_size is not None and not self.reparametrization:
             raise ValueError("hidden_size has no effect with `reparametrization: false`")
         return self

@@ -68,7 +68,7 @@ class MultitaskPromptTuning(PromptMethod):
         url="https://arxiv.org/abs/2303.02861",
     )
     Options = Options
-    path_options = frozenset({"sources"})
+    path_options = adapter_options = frozenset({"sources"})
     encoder = "factorized"
 
     def defaults(self, facts: ModelFacts) -> Mapping[str, Default]:

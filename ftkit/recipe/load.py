@@ -200,6 +200,7 @@ def _component_rules(body: RecipeBody, components: dict[str, Component]) -> list
             found.append((("train", "gradient_checkpointing"), f"{method.name} does not work with it", "Set it to false"))
     if (task := components.get("task")) is not None:
         found += _metric_rules(body, TASKS.get(task.name)(task.options))
+        found += _choice_rules(body, TASKS.get(task.name)(task.options))
     return found
 
 
@@ -219,6 +220,17 @@ def _metric_rules(body: RecipeBody, task: Any) -> list[Rule]:
     if body.train.label_smoothing and not task.supports_label_smoothing:
         wrong.append((("train", "label_smoothing"), f"{task.name} as given has no labels to smooth", "Remove it"))
     return wrong
+
+
+def _choice_rules(body: RecipeBody, task: Any) -> list[Rule]:
+    """Without validation rows no metric picks weights. The task's first one, which plans name, then stands for none."""
+    chosen, data = body.train.best_metric, body.data
+    has_validation = data.validation is not None or bool(data.split and data.split.validation)
+    known = [metric.name for metric in task.metrics()]
+    if has_validation or chosen not in known[1:]:
+        return []
+    message = f"{chosen!r} would pick the best weights on validation rows, and there are none"
+    return [(("train", "best_metric"), message, "Add `data.validation` or `data.split.validation`, or remove it")]
 
 
 def options_schema() -> dict[str, type[Strict]]:

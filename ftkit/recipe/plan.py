@@ -221,7 +221,7 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
             found.append((key, message, "Choose a model with a fast tokenizer (tokenizer.json)"))
         if reason := task.refusal(_room(facts, method)):
             found.append(("task", reason, ""))
-        if reason := method.refusal(facts) or method.task_refusal(task, facts):
+        if reason := _unfusable(method) or method.refusal(facts) or method.task_refusal(task, facts):
             found.append(("method", reason, ""))
     held_back = recipe.data.validation or (recipe.data.split and recipe.data.split.validation)
     if task.needs_validation and not held_back:
@@ -239,6 +239,16 @@ def _misfits(plan: Plan, gpu: bool) -> list[Problem]:
     if recipe.train.learning_rate == "auto":
         found.append(("train.learning_rate", f"{method.name} has no default for this model", "Give a number"))
     return [Problem(message=message, key=key, hint=hint) for key, message, hint in found]
+
+
+def _unfusable(method: Method) -> str:
+    """Which adapter that a method fuses is of one whose adapters do not fuse, '' if none is."""
+    for folder, kind in method.member_types().items():
+        name = kind.lower().replace("_", "-")
+        if name not in METHODS.names() or not METHODS.get(name).capabilities.fusable:
+            able = [name for name in METHODS.names() if METHODS.get(name).capabilities.fusable]
+            return f"{folder} holds an adapter of the kind {kind}; only those of {' and '.join(able)} fuse"
+    return ""
 
 
 def _unsuited(recipe: Recipe, facts: ModelFacts, task: Task) -> tuple[str, str, str] | None:

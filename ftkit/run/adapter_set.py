@@ -19,7 +19,7 @@ from ftkit.errors import DataError, ModelError, Problem, RecipeError
 from ftkit.files import json_text, read_json
 from ftkit.recipe.plan import recipe_values
 from ftkit.recipe.schema import LARGEST_BATCH
-from ftkit.run.carried_columns import RENAMED
+from ftkit.run.carried_columns import RENAMED, carried_columns
 from ftkit.run.folder import LOCK, finished_results, read_run, readable
 from ftkit.run.predictor import Predictor, load_predictor, read_plan, take_learned
 
@@ -88,39 +88,43 @@ class AdapterSet:
     ) -> Iterator[dict[str, Any]]:
         """Results that begin with the name of their `adapter`: for each row one of every adapter, or one of that which `column` names.
 
-        Reads as many rows at a time as one batch holds. keep_columns, skip_errors: as for `Predictor.predict`. Raises DataError for a row
-        that names no adapter, and as `Predictor.predict`.
+        Reads as many rows at a time as one batch holds. keep_columns, skip_errors: as for `Predictor.predict`. A row that names no
+        adapter counts as one that cannot be used. Raises as `Predictor.predict`.
         """
         size = min(batch_size or int(self.first.plan.recipe.train.eval_batch_size), LARGEST_BATCH)
         wishes = {"batch_size": size, "keep_columns": keep_columns, "skip_errors": skip_errors}
         given, start = iter([rows] if isinstance(rows, str) else rows), 1
         while chunk := list(islice(given, size)):
-            wanted = [self._named(row, column, start + index) for index, row in enumerate(chunk)]
+            wanted = [self._named(row, column, start + index, skip_errors=skip_errors) for index, row in enumerate(chunk)]
             found: dict[tuple[int, str], dict[str, Any]] = {}
             for name in self.names:
                 for index, result in self._answers(name, chunk, wanted, start, wishes):
                     found[index, name] = result
             for index, names in enumerate(wanted):
-                yield from (_labeled(name, found[index, name]) for name in names)
+                if isinstance(names, str):
+                    yield _unanswered(chunk[index], names, keep_columns=keep_columns)
+                else:
+                    yield from (_labeled(name, found[index, name]) for name in names)
             start += len(chunk)
 
-    def _named(self, row: Any, column: str | None, number: int) -> list[str]:
-        """The adapters that answer a row."""
+    def _named(self, row: Any, column: str | None, number: int, *, skip_errors: bool) -> list[str] | str:
+        """The adapters that answer a row; with skip_errors, of a row that names none, the reason."""
         if column is None:
             return self.names
         name = row.get(column) if isinstance(row, Mapping) else None
         if not isinstance(name, str) or name not in self.members:
             what = f"{shorten(name)} is none of the adapters" if name is not None else "the row names no adapter"
-            raise DataError(
-                Problem(message=what, place=f"input, row {number}", key=column, hint=f"The adapters: {', '.join(self.names)}")
-            )
+            problem = Problem(message=what, place=f"input, row {number}", key=column, hint=f"The adapters: {', '.join(self.names)}")
+            if not skip_errors:
+                raise DataError(problem)
+            return str(replace(problem, hint=""))
         return [name]
 
     def _answers(
-        self, name: str, chunk: Sequence[Any], wanted: Sequence[Sequence[str]], start: int, wishes: Mapping[str, Any]
+        self, name: str, chunk: Sequence[Any], wanted: Sequence[list[str] | str], start: int, wishes: Mapping[str, Any]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """What one adapter says of the rows of a chunk that it is wanted for, by their place in the chunk."""
-        places = [index for index, names in enumerate(wanted) if name in names]
+        places = [index for index, names in enumerate(wanted) if not isinstance(names, str) and name in names]
         if not places:
             return
         numbers = [start + place for place in places]
@@ -128,7 +132,13 @@ class AdapterSet:
         yield from zip(places, results, strict=True)
 
 
-def _labeled(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+def _unanswered(row: Any, reason: str, *, keep_columns: bool) -> dict[str, Any]:
+    """What `Predictor.predict` says of a row that cannot be used, without the name of an adapter."""
+    failed = {"prediction": None, "error": reason}
+    return _labeled(None, {**carried_columns(row, failed, everything=keep_columns), **failed})
+
+
+def _labeled(name: str | None, result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with the adapter's name before it. A column of that name is kept under another one."""
     free = f"{RENAMED}{ADAPTER}"
     while free in result:

@@ -5,17 +5,17 @@ Such a folder is a run like any other: it predicts, is evaluated and exported. I
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ftkit.data.aside import written_whole
 from ftkit.data.splits import load_splits
 from ftkit.data.table import Table
 from ftkit.errors import Problem, RecipeError
-from ftkit.files import read_json, refuse_filled, sha256_of, write_json, write_text
+from ftkit.files import read_json, sha256_of, write_json, write_text
 from ftkit.models.load import trainable_report
 from ftkit.models.naming import unusual_backbone
 from ftkit.recipe.plan import Plan
@@ -47,11 +47,6 @@ class Origin:
     before: Mapping[str, Mapping[str, Any]]
 
 
-def check_output(output: Path) -> None:
-    """Raises RunFolderError if a folder cannot take a new run."""
-    refuse_filled(output, option="--output")
-
-
 def derived_plan(plan: Plan, method: Component, *, model: ModelSpec | None = None) -> Plan:
     """The plan of a run with other weights: another method (and base), no exports, no gates. Raises RecipeError if they do not fit."""
     changes: dict[str, Any] = {"method": method, "model": model or plan.recipe.model, "export": [], "expect": {}}
@@ -65,6 +60,9 @@ def chosen_tables(plan: Plan, names: Sequence[str] | None, observer: Observer) -
     Raises RecipeError for a split that the run does not have, DataError if the rows cannot be read any more.
     """
     if names is not None and NO_SPLIT in names:
+        if more := [name for name in names if name != NO_SPLIT]:
+            hint = f"Leave out {NO_SPLIT!r} to measure {more[0]}"
+            raise RecipeError(Problem(message=f"{NO_SPLIT!r} and {more[0]!r} exclude each other", place="--evaluate", hint=hint))
         return {}
     observer.stage("reading data")
     splits = load_splits(plan.recipe.data, plan.task(), plan.recipe.origin.base, observer)
@@ -92,23 +90,13 @@ def write_derived(
     source: the run whose data, task and probe it takes over. prepared: the new model, with its weights in place.
     """
     output = output.absolute()
-    check_output(output)
-    folder = output.with_name(f".tmp-{output.name}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
+    with written_whole(output, "--output") as folder:
         results = _write(source, prepared, origin, folder, output, observer)
         predictor = load_predictor(folder, allow_code=prepared.task.allow_code)
         results["splits"] |= _evaluated(predictor, origin, tables, observer)
         if predictor.task.calibration:
             results["calibration"] = predictor.task.calibration
         _finish(predictor, results, folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if output.exists():
-        output.rmdir()
-    os.replace(folder, output)
     return results
 
 

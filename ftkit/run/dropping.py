@@ -24,5 +24,5 @@ def drop_blocks(predictor: Predictor, blocks: int) -> None:
         raise RecipeError(Problem(message=message, place=PLACE, hint=f"Give at most {largest - 1}"))
     if not drop_adapters(prepared.model, prepared.layout, blocks):  # type: ignore[arg-type]
         message = f"{prepared.method.name} of this run has no bottleneck adapters in the first {blocks} blocks"
-        hint = "Use it on runs of adapter, compacter or adapter-fusion that adapt these blocks"
+        hint = "Use it on a run whose method puts bottleneck adapters into these blocks, such as `adapter`"
         raise RecipeError(Problem(message=message, place=PLACE, hint=hint))

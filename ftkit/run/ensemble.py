@@ -28,6 +28,7 @@ def load_ensemble(runs: Sequence[Path], *, allow_code: bool = False) -> Predicto
     logits are averaged. Raises RecipeError if the runs differ in base, task, method or labels, or write text.
     """
     first, *others = [read_run(run) for run in runs]
+    _refuse_twice(runs)
     _check_members(first, others)
     predictor = load_predictor(first, allow_code=allow_code)
     head = predictor.task.head()
@@ -51,6 +52,14 @@ def _trained(folder: Path) -> dict[str, Tensor]:
         message = "its method keeps more than trained parameters, which members cannot take turns with"
         raise RecipeError(Problem(message=message, place=str(folder), hint="Use runs of another method, such as prompt-tuning"))
     return checkpoint.tensors("trainable")
+
+
+def _refuse_twice(runs: Sequence[Path]) -> None:
+    """Raises RecipeError for a run that would have two votes."""
+    places = [run.resolve() for run in runs]
+    if twice := [run for run, place in zip(runs, places, strict=True) if places.count(place) > 1]:
+        message = "is named twice, and would have two votes"
+        raise RecipeError(Problem(message=message, place=str(twice[0]), hint="Name each run once"))
 
 
 def _check_members(first: Path, others: Sequence[Path]) -> None:

@@ -203,6 +203,18 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
+def run_around(adapter: Path) -> Path | None:
+    """The run that an adapter was exported into."""
+    run = adapter.absolute().parent.parent
+    return run if adapter.absolute().parent.name == "export" and (run / PLAN).is_file() and (run / RESULTS).is_file() else None
+
+
+def recorded_base(run: Path) -> dict[str, str]:
+    """sha256 of each file of a run's base model."""
+    with readable(run / LOCK):
+        return dict(read_json(run / LOCK)["model_files"])
+
+
 class MetricsLog:
     """metrics.jsonl: one line a step or evaluation. Holds nothing that depends on the clock, so that a resumed run's file equals
     that of an uninterrupted one. writes: False in processes that leave the file to the main one."""

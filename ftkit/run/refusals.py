@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import Problem, RunFolderError
+from ftkit.errors import ModelError, Problem, RunFolderError
 from ftkit.files import read_json
 from ftkit.recipe.plan import Plan
-from ftkit.run.folder import LOCK, RunFolder, readable
+from ftkit.registry import METHODS
+from ftkit.run.folder import LOCK, PLAN, RunFolder, readable, recorded_base, run_around
 from ftkit.run.lockfile import differences
 
 
@@ -17,10 +19,42 @@ def refuse_moving_inputs(plan: Plan, path: Path) -> None:
     recipe = plan.recipe
     sources = [*recipe.data.train, *(recipe.data.validation or []), *(recipe.data.test or [])]
     names = [recipe.model.name, recipe.model.tokenizer or "", recipe.model.decoder or "", *(source.path for source in sources)]
+    names += [str(folder) for folder in _earlier_adapters(plan)]
     inside = [name for name in names if name and Path(name).is_absolute() and Path(name).resolve().is_relative_to(path.resolve())]
     if inside:
         message = f"--overwrite would move away what the recipe needs: {inside[0]}"
         raise RunFolderError(Problem(message=message, place=str(path), hint="Choose another --output"))
+
+
+def refuse_other_bases(plan: Plan, model_files: Mapping[str, str]) -> None:
+    """Raises ModelError for each adapter that the method builds on (`adapter_options`) and that was trained on other base files.
+
+    model_files: sha256 of those of this recipe's base. Of an adapter that lies outside its run nothing is known.
+    """
+    problems = []
+    for folder in _earlier_adapters(plan):
+        run = folder if (folder / PLAN).is_file() else run_around(folder)
+        recorded = recorded_base(run) if run else {}
+        if (
+            changed := sorted(name for name in {*recorded, *model_files} if recorded.get(name) != model_files.get(name))
+            if run
+            else []
+        ):
+            message = f"was trained on another base than {plan.recipe.model.name}: other files: {', '.join(changed)}"
+            hint = "Give adapters of this base, or set `model` to theirs"
+            problems.append(Problem(message=message, place=str(folder), hint=hint))
+    if problems:
+        raise ModelError(problems)
+
+
+def _earlier_adapters(plan: Plan) -> list[Path]:
+    """The folders of trained adapters that the method's options name."""
+    method = plan.recipe.method
+    found: list[Path] = []
+    for name in METHODS.get(method.name).adapter_options:
+        value = getattr(method.options, name) or []
+        found += [Path(text) for text in ([value] if isinstance(value, str) else value)]
+    return found
 
 
 def refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import disk_of, make_plan_here
 from ftkit.run.recording import recorded
-from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_inputs
+from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_bases, refuse_other_inputs
 from ftkit.run.rehearsal import refuse_full_disk, rehearse
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.tested_versions import untested
@@ -116,6 +116,7 @@ def train(
                 refuse_other_rows(baseline, plan.recipe, gated_split(digests), digests.get(gated_split(digests)))
             processor, key = prepare_processor(plan)
             lock = make_lock(plan, splits, key, world_size=world.size)
+            refuse_other_bases(plan, lock["model_files"])
             if same_as is not None:
                 refuse_other_inputs(*same_as, lock)
             folder = RunFolder(path, writes=False)

@@ -23,6 +23,8 @@ SHAPING = ("bottleneck", "reduction_factor", "activation", "layer_norm", "scalin
 SHAPING_COMPACTER = (*SHAPING, "kronecker_terms", "rank")
 PATTERNS = ("output_modules", "around_modules", "carry_modules")
 LAYER_NORMS = ("none", "before", "after")
+KEY = "method.adapters"
+OTHER_BASE = "Give adapters of this base, whole as they were exported"
 WRAPPED, SHARED = "base_model.model.", "base_model.compacter_rules"
 
 
@@ -37,17 +39,38 @@ class Member:
 
 def read_member(folder: Path, fields: Mapping[str, Any]) -> Member:
     """Reads an exported adapter. fields: what its adapter_config.json says. Raises ModelError if its weights cannot be read."""
-    compact = fields["peft_type"] == "COMPACTER"
-    cls, layer = (CompacterConfig, CompacterLayer) if compact else (AdapterConfig, AdapterLayer)
-    known = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__ and name != "peft_type"}
+    config = member_config(fields, folder / CONFIG_NAME)
+    layer = CompacterLayer if isinstance(config, CompacterConfig) else AdapterLayer
     file = folder / SAFETENSORS_WEIGHTS_NAME
     try:
         saved = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(Problem(message=f"cannot read the adapter's weights: {error}", place=str(file))) from error
+    container = f".{layer.adapter_layer_names[0]}.adapter."
+    _check_weights(saved, container, config, file)
+    return Member(folder, config, _by_module(saved, container))
+
+
+def member_config(fields: Mapping[str, Any], file: Path) -> AdapterConfig:
+    """The config in an adapter_config.json. file: where it stands. Raises ModelError for values of which no adapter can be built."""
+    cls = CompacterConfig if fields["peft_type"] == "COMPACTER" else AdapterConfig
+    known = {name: value for name, value in fields.items() if name in cls.__dataclass_fields__ and name != "peft_type"}
     config = cls(**known)
-    _check_shape(config, folder / CONFIG_NAME)
-    return Member(folder, config, _by_module(saved, f".{layer.adapter_layer_names[0]}.adapter."))
+    _check_shape(config, file)
+    return config
+
+
+def _check_weights(saved: Mapping[str, Tensor], container: str, config: AdapterConfig, file: Path) -> None:
+    """Raises ModelError for what a whole adapter does not hold."""
+    heads = tuple(f".{name}." for name in config.modules_to_save or ())
+    known = (container, f".{SHARED}", *heads)
+    messages = [f"{name} is no part of such an adapter" for name in saved if not any(mark in f".{name}" for mark in known)]
+    messages += [
+        f"{name} has values that are not finite numbers" for name, tensor in saved.items() if not tensor.float().isfinite().all()
+    ]
+    if messages:
+        hint = "Export that adapter again"
+        raise ModelError([Problem(message=text, place=str(file), key=KEY, hint=hint) for text in messages[:20]])
 
 
 def _check_shape(config: AdapterConfig, file: Path) -> None:
@@ -61,7 +84,7 @@ def _check_shape(config: AdapterConfig, file: Path) -> None:
         messages.append("`bottleneck` and `reduction_factor` are both missing")
     if messages:
         hint = "Export that adapter again"
-        raise ModelError([Problem(message=message, place=str(file), key="method.adapters", hint=hint) for message in messages])
+        raise ModelError([Problem(message=message, place=str(file), key=KEY, hint=hint) for message in messages])
 
 
 def _by_module(saved: Mapping[str, Tensor], container: str) -> dict[str, dict[str, Tensor]]:
@@ -86,7 +109,7 @@ def fusion_config(members: Sequence[Member], dropout: float) -> AdapterFusionCon
             what = f"for instance {min(different)}" if different else f"{member.config.placement}, {first.config.placement}"
             message = f"its adapters are at other places than those of {first.folder}: {what}"
             hint = "Train the members with the same placement, blocks and cross_attention"
-            raise ModelError(Problem(message=message, place=str(member.folder), key="method.adapters", hint=hint))
+            raise ModelError(Problem(message=message, place=str(member.folder), key=KEY, hint=hint))
     patterns = {name: getattr(first.config, name) for name in PATTERNS}
     return AdapterFusionConfig(
         target_modules=first.config.target_modules,
@@ -108,7 +131,7 @@ def check_places(model: nn.Module, members: Sequence[Member]) -> None:
     for member in members:
         if missing := sorted(member.weights.keys() - known):
             message = f"it was trained on another kind of model: {type(model).__name__} has no {missing[0]}"
-            raise ModelError(Problem(message=message, place=str(member.folder), key="method.adapters"))
+            raise ModelError(Problem(message=message, place=str(member.folder), key=KEY, hint=OTHER_BASE))
 
 
 def fill_members(wrapped: PeftModel, members: Sequence[Member]) -> None:
@@ -116,11 +139,10 @@ def fill_members(wrapped: PeftModel, members: Sequence[Member]) -> None:
     problems = []
     places = dict(_fused(wrapped))
     for number, member in enumerate(members):
-        for path in places.keys() ^ member.weights.keys():
-            problems.append(
-                Problem(message=f"{path}: only the member or only this model has an adapter there", place=str(member.folder))
-            )
-        for path in places.keys() & member.weights.keys():
+        for path in sorted(places.keys() ^ member.weights.keys()):
+            message = f"{path}: only the member or only this model has an adapter there"
+            problems.append(Problem(message=message, place=str(member.folder), hint=OTHER_BASE))
+        for path in sorted(places.keys() & member.weights.keys()):
             problems += _filled(places[path].members[number], member, path)
     if problems:
         raise ModelError(problems[:20])
@@ -136,6 +158,10 @@ def _filled(module: Any, member: Member, path: str) -> list[Problem]:
     saved, own = member.weights[path], module.state_dict()
     if own.keys() != saved.keys() or any(own[name].shape != saved[name].shape for name in own):
         shapes = {name: list(tensor.shape) for name, tensor in saved.items()}
-        return [Problem(message=f"{path}: the adapter's weights {shapes} do not fit this model", place=str(member.folder))]
+        return [
+            Problem(
+                message=f"{path}: the adapter's weights {shapes} do not fit this model", place=str(member.folder), hint=OTHER_BASE
+            )
+        ]
     module.load_state_dict(saved)
     return []

@@ -74,6 +74,15 @@ def test_a_row_without_its_adapter_is_named(first: Path, second: Path) -> None:
         list(loaded.predict(rows, column="who"))
     with pytest.raises(DataError, match="the row names no adapter"):
         list(loaded.predict(["w1"], column="who"))
+    passed = list(loaded.predict([{"id": 7, **rows[1]}, rows[0], "w1"], column="who", skip_errors=True))
+    assert passed[0] == {
+        "adapter": None,
+        "id": 7,
+        "prediction": None,
+        "error": "input, row 1: who: 'nobody' is none of the adapters",
+    }
+    assert passed[1]["adapter"] == "first"
+    assert passed[2]["error"] == "input, row 3: who: the row names no adapter"
     # Messages about a row count all rows, not those of one adapter.
     rows = [{"text": "w1", "who": "first"}, {"text": "w1", "who": "second"}, {"text": "", "who": "second"}]
     with pytest.raises(DataError, match="input, row 3"):
@@ -142,3 +151,5 @@ def test_an_ensemble_through_the_api(first: Path, second: Path, relabeled: Path)
     assert len(list(ftkit.load_ensemble([first, second]).predict(TEXTS))) == 5
     with pytest.raises(FtkitError, match="differs from first in labels"):
         ftkit.load_ensemble([first, relabeled])
+    with pytest.raises(FtkitError, match="is named twice, and would have two votes"):
+        ftkit.load_ensemble([first, second, first.parent / "first"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,58 @@ def test_fusions_that_cannot_be(train: Train, first: Path, tmp_path: Path) -> No
         api.fuse_adapters([member, first], recipe)
     with pytest.raises(FtkitError, match="there is no such folder"):
         api.fuse_adapters([member, tmp_path / "nowhere"], recipe)
+
+
+def test_a_damaged_adapter_does_not_go_to_the_library(train: Train, tmp_path: Path) -> None:
+    member = train("member0", "seed=0", "train.max_steps=2", method="adapter", export="[adapter]")
+    whole = load_file(member / "export" / "adapter" / "adapter_model.safetensors")
+    first = next(name for name in whole if name.endswith("down.weight"))
+    cases: list[tuple[str, dict[str, torch.Tensor], dict[str, Any], str]] = [
+        (
+            "missing",
+            {name: tensor for name, tensor in whole.items() if name != first},
+            {},
+            "does not fit this base or its own settings",
+        ),
+        ("more", {**whole, "base_model.model.strange": torch.ones(2)}, {}, "strange has no place"),
+        ("cut", {**whole, first: whole[first][:-1].contiguous()}, {}, "does not fit this base or its own settings"),
+        ("nan", {**whole, first: whole[first] * float("nan")}, {}, "not finite"),
+        ("activation", whole, {"activation": "swish"}, "`activation` is 'swish', expected one of relu"),
+    ]
+    for name, tensors, settings, message in cases:
+        folder = shutil.copytree(member / "export" / "adapter", tmp_path / name)
+        save_file(tensors, folder / "adapter_model.safetensors")
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}), encoding="utf-8")
+        with pytest.raises(FtkitError, match=message) as caught:
+            api.convert_adapter(folder, "adapterhub", tmp_path / "out")
+        assert caught.value.exit_code == 2
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_conversion_that_breaks_off_leaves_nothing(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = hub_folder(tmp_path / "hub", base, SEQ_BN, OUTPUTS)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ftkit.adapters.converting.write_json", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.convert_adapter(source, "ftkit", tmp_path / "own")
+    assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+    with pytest.raises(FtkitError, match=r"lies inside .*hub, which is read"):
+        api.convert_adapter(source, "ftkit", source / "own")
+
+
+def test_members_belong_to_the_base(train: Train, workshop: Path, on_other_base: Path) -> None:
+    members = [train(f"member{seed}", f"seed={seed}", "train.max_steps=2", method="adapter", export="[adapter]") for seed in (0, 1)]
+    other = [f"model={workshop / 'other-bert'}", "train.max_steps=1"]
+    with pytest.raises(FtkitError, match=r"trained on another base than .*other-bert: other files: model.safetensors") as caught:
+        api.fuse_adapters(members, members[0] / "recipe.yaml", other, output=workshop / "runs" / "no")
+    assert (caught.value.exit_code, len(caught.value.problems)) == (2, 2)
+    assert not (workshop / "runs" / "no").exists()
+    with pytest.raises(FtkitError, match=r"--overwrite would move away what the recipe needs: .*member1"):
+        api.fuse_adapters(members, members[0] / "recipe.yaml", output=members[1], overwrite=True)
+    for change in ("method=lora", "method={name: adapter-fusion}", "method.adapters=[a, b]", "~method"):
+        with pytest.raises(FtkitError, match="a fusion decides this by itself"):
+            api.fuse_adapters(members, members[0] / "recipe.yaml", [change], output=workshop / "runs" / "no")

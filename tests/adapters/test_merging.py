@@ -8,6 +8,7 @@ import torch
 
 import ftkit
 from ftkit import api
+from ftkit.adapters.merging import MergeRequest, _head_index
 from ftkit.adapters.portable import factors, of_predictor
 from ftkit.errors import FtkitError
 from tests.adapters.conftest import Train
@@ -109,14 +110,18 @@ def test_ia3_averages_its_factors(train: Train, tmp_path: Path) -> None:
     one, two, both = (of_predictor(ftkit.load(run)).tensors for run in (*runs, tmp_path / "out"))
     for name in both:
         torch.testing.assert_close(both[name], 0.25 * one[name] + 0.75 * two[name])
-    with pytest.raises(FtkitError, match="must sum to 1, not to 2"):
+    with pytest.raises(FtkitError, match="must sum to 1, not to 2") as caught:
         api.merge_adapters(runs, tmp_path / "no", weights=[1, 1])
+    assert (caught.value.problems[0].place, bool(caught.value.problems[0].hint)) == ("--weights", True)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"weights": [1.0]}, "1 weights for 2 adapters"),
     ({"weights": [0.0, 0.0]}, "all weights are zero"),
     ({"weights": [1.0, -1.0]}, "whose sum is zero"),
+    ({"weights": [1e308, 1e308]}, "result has values that are not finite numbers"),
+    ({"combination": "ties", "density": 1e-9}, "1e-09 keeps not a single value"),
+    ({"evaluate": ["none", "test"]}, "'none' and 'test' exclude each other"),
     ({"combination": "mean"}, "'mean' is no way to combine lora adapters"),
     ({"combination": "ties"}, "ties needs a share of values to keep"),
     ({"combination": "ties", "density": 1.0}, "between 0 and 1; not 1"),
@@ -150,8 +155,14 @@ def test_runs_that_do_not_go_together(
     assert "another base than" in refused(first, on_other_base)
     assert "other files: model.safetensors" in refused(first, on_other_base)
     assert "adapters of full do not combine" in refused(first, tuned)
-    assert "is a ia3 adapter" in refused(first, train("ia3-0", "seed=0", method="ia3"))
+    assert "was trained with ia3, the first run with lora" in refused(first, train("ia3-0", "seed=0", method="ia3"))
     assert "with `dora`" in refused(first, train("dora", "train.max_steps=1", method="{name: lora, dora: true}"))
+    with pytest.raises(FtkitError, match="with `dora`") as caught:
+        api.merge_adapters([first, train("dora")], tmp_path / "out")
+    assert (caught.value.problems[0].place, bool(caught.value.problems[0].hint)) == ("run 2", True)
+    with pytest.raises(FtkitError, match=r"lies inside .*second, which is read"):
+        api.merge_adapters([first, second], second / "merged")
+    assert not (second / "merged").exists()
     assert "two runs or more" in refused(first)
     assert "neither a run folder nor an adapter" in refused(first, tmp_path)
     assert "there is no such folder" in refused(first, tmp_path / "nowhere")
@@ -166,3 +177,10 @@ def _linear_refusal(first: Path, train: Train, tmp_path: Path) -> str:
     with pytest.raises(FtkitError) as caught:
         api.merge_adapters([first, other], tmp_path / "out", combination="linear", evaluate=["none"])
     return str(caught.value)
+
+
+def test_a_run_is_named_by_any_path_to_it(first: Path, second: Path, tmp_path: Path) -> None:
+    request = MergeRequest(
+        runs=[first, second], output=tmp_path / "out", head=f"{second.parent}/../{second.parent.name}/{second.name}/"
+    )
+    assert _head_index(request) == 1

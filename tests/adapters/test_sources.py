@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import ftkit
 from ftkit import api
+from ftkit.adapters.differing import distance
 from ftkit.adapters.inspecting import effective_rank
 from ftkit.adapters.sources import plain_name
 from ftkit.errors import FtkitError
@@ -157,3 +159,53 @@ def test_folders_that_are_neither(tmp_path: Path) -> None:
     with pytest.raises(FtkitError, match="cannot be read"):
         api.inspect_adapter(tmp_path)
     assert "cannot be read" in api.list_adapters([tmp_path])[0]["problem"]
+
+
+def _without(tensors: dict[str, torch.Tensor], mark: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if mark not in name}
+
+
+DAMAGED: list[tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], dict[str, Any], str]] = [
+    (lambda found: {name: tensor * math.nan for name, tensor in found.items()}, {}, "values that are not finite numbers"),
+    (lambda found: _without(found, "lora_B"), {}, "lora_A.weight has no lora_B beside it"),
+    (lambda found: {**found, "base_model.model.x.lora_A.weight": torch.ones(4, 16)}, {}, "x.lora_A.weight has no lora_B beside it"),
+    (lambda found: {name: tensor.flatten() for name, tensor in found.items()}, {}, "not of the rank 4"),
+    (dict, {"r": 9}, "which is not of the rank 9"),
+    (dict, {"r": "four"}, "which is not of the rank 'four'"),
+    (dict, {"lora_alpha": None}, "`lora_alpha` is None, expected a number"),
+    (dict, {"lora_alpha": math.nan}, "`lora_alpha` is nan, expected a number"),
+    (dict, {"peft_type": ["LORA"]}, r"`peft_type` is \['LORA'\], expected a name"),
+    (dict, {"base_model_name_or_path": 5}, "`base_model_name_or_path` is 5, expected a name"),
+]
+
+
+@pytest.mark.parametrize(("change", "settings", "message"), DAMAGED, ids=[message for *_, message in DAMAGED])
+def test_a_damaged_adapter_is_refused_in_words(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    settings: dict[str, Any],
+    message: str,
+    exported: Path,
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(exported, tmp_path / "damaged")
+    save_file(change(load_file(folder / "adapter_model.safetensors")), folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **settings}), encoding="utf-8")
+    with pytest.raises(FtkitError, match=message) as caught:
+        api.inspect_adapter(folder)
+    assert caught.value.exit_code == 2
+    assert all("damaged" in problem.place and problem.hint for problem in caught.value.problems)
+
+
+def test_a_file_that_was_cut_is_listed_with_the_reason(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "cut")
+    file = folder / "adapter_model.safetensors"
+    assert api.list_adapters([folder])[0]["problem"] is None
+    file.write_bytes(file.read_bytes()[:-8])
+    assert api.list_adapters([folder])[0]["problem"] == "adapter_model.safetensors cannot be read (ValueError)"
+
+
+def test_values_that_are_no_numbers_have_no_direction() -> None:
+    assert distance(torch.ones(3), torch.full((3,), math.nan))["cosine"] is None
+    assert distance(torch.full((3,), math.inf), torch.ones(3))["cosine"] is None
+    assert distance(torch.ones(3), -torch.ones(3))["cosine"] == pytest.approx(-1.0)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ftkit.data.aside import ABANDONED_AFTER, Aside
+from ftkit.data.aside import ABANDONED_AFTER, Aside, written_whole
+from ftkit.errors import RunFolderError
 
 
 @pytest.fixture
@@ -69,3 +70,50 @@ def test_folders_without_a_lock_are_left_for_a_day(cache: Path, age: float, left
     Aside(cache).remove()
     assert len(names(cache)) == left + 1
     assert (cache / "entry").is_dir()
+
+
+def broken_off(target: Path) -> None:
+    with written_whole(target) as folder:
+        (folder / "one").touch()
+        raise KeyboardInterrupt
+
+
+def overtaken(target: Path) -> None:
+    """Another process makes the folder meanwhile."""
+    with written_whole(target):
+        target.mkdir()
+        (target / "theirs").touch()
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    left = tmp_path / ".tmp-out" / "out"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(target)
+    assert names(tmp_path) == []
+    with written_whole(target) as folder:
+        assert names(folder) == []
+        (folder / "one").touch()
+        assert not target.exists()
+    assert (names(tmp_path), names(target)) == (["out"], ["one"])
+    with pytest.raises(RunFolderError, match=r"already holds files. Choose another folder with --to"), written_whole(target):
+        pass
+
+
+def test_two_do_not_write_one_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with written_whole(target, "--output") as folder:
+        (folder / "one").touch()
+        with (
+            pytest.raises(RunFolderError, match=r"is being written by another process.*--output"),
+            written_whole(target, "--output"),
+        ):
+            pass
+    assert names(target) == ["one"]
+    # Whoever came in between wins.
+    other = tmp_path / "other"
+    with pytest.raises(RunFolderError, match="already holds files"):
+        overtaken(other)
+    assert (names(tmp_path), names(other)) == (["other", "out"], ["theirs"])

@@ -3,18 +3,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ftkit.errors import ModelError
+import ftkit
+from ftkit.errors import ModelError, RecipeError
 from ftkit.methods.adapter_fusion import AdapterFusion, Options
 from ftkit.registry import METHODS
+from ftkit.run.planning import make_plan_here
 from ftkit.tuners.adapter import drop_adapters
 from ftkit.tuners.adapter_fusion import fusions
 from ftkit.tuners.wrap import load_adapter
@@ -182,11 +186,22 @@ def change_config(folder: str, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_members_that_cannot_fuse_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    first = member(tmp_path / "first")
+def test_only_adapters_of_methods_that_fuse_do(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     lora = tmp_path / "lora"
     made = METHODS.get("lora")(METHODS.get("lora").Options())
     made.save_adapter(made.apply(*fresh_model("bert")), lora)
+    members = [member(tmp_path / "first"), member(tmp_path / "second", method="compacter", placement="pfeiffer", norms=False)]
+    for named, message in ((members, ""), ([*members, str(lora)], "kind LORA; only those of adapter and compacter fuse")):
+        recipe = ftkit.load_recipe(recipe_file(method=f"{{name: adapter-fusion, adapters: {json.dumps(named)}}}"))
+        if not message:
+            assert make_plan_here(recipe).recipe.method.options.adapters == members
+        else:
+            with pytest.raises(RecipeError, match=message):
+                make_plan_here(recipe)
+
+
+def test_members_that_cannot_fuse_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    first = member(tmp_path / "first")
     other = member(tmp_path / "other")
     change_config(first, base_model_name_or_path="org/one")
     change_config(other, base_model_name_or_path="org/two")
@@ -200,7 +215,6 @@ def test_members_that_cannot_fuse_are_refused_before_anything_is_loaded(tmp_path
     change_config(worded, bottleneck="large")
     for second, message in (
         (str(tmp_path / "nowhere"), "is neither an exported adapter nor a run that exported one; `ftkit export"),
-        (str(lora), "holds an adapter of the kind LORA; only those of adapter and compacter fuse"),
         (member(tmp_path / "norms", norms=True), "has trained norms of its own, which do not fuse; train it with `norms: false`"),
         (member(tmp_path / "houlsby", placement="houlsby"), "has the placement houlsby, the first adapter pfeiffer"),
         (other, "was trained on two, the first adapter on one"),
@@ -257,6 +271,19 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     change_config(paths[1], bottleneck=5)
     with pytest.raises(ModelError, match="do not fit this model"):
         fused(paths)
+
+
+def test_weights_that_are_no_whole_adapter_are_refused(tmp_path: Path) -> None:
+    paths = [member(tmp_path / "1"), member(tmp_path / "2")]
+    file = Path(paths[1]) / "adapter_model.safetensors"
+    whole = load_file(file)
+    save_file({**whole, "base_model.model.strange": torch.ones(2)}, file)
+    with pytest.raises(ModelError, match=r"base_model.model.strange is no part of such an adapter"):
+        fused(paths)
+    save_file({name: tensor * float("nan") for name, tensor in whole.items()}, file)
+    with pytest.raises(ModelError, match="has values that are not finite numbers") as caught:
+        fused(paths)
+    assert all(problem.place == str(file) and problem.hint for problem in caught.value.problems)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,5 +122,11 @@ def test_a_run_starts_from_earlier_ones_and_loads_without_them(recipe_file: Reci
     recipe = ftkit.load_recipe(recipe_file(method=method), ["train.max_steps=2"])
     assert make_plan_here(recipe).recipe.method.options.sources == [str(adapter)]
     ftkit.train(recipe, output=tmp_path / "target")
+    lock = tmp_path / "source" / "lock.json"
+    text = lock.read_text(encoding="utf-8")
+    digest = json.loads(text)["model_files"]["model.safetensors"]
+    lock.write_text(text.replace(digest, "0" * 64), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"trained on another base than .*: other files: model.safetensors"):
+        ftkit.train(recipe, output=tmp_path / "other")
     adapter.rename(tmp_path / "gone")
     assert len(list(ftkit.load(tmp_path / "target").predict(["w1 w2"]))) == 1

@@ -91,6 +91,7 @@ def test_rules_across_keys_are_reported_beside_problems_of_single_keys() -> None
         ({"data": "{train: a, split: {validation: 0.5, test: 0.5}}"}, "leave nothing to train on"),
         ({"data": "{train: a, validation: b, split: {validation: 0.1}}"}, "`data.validation` already names the validation rows"),
         ({"data": "{train: a}", "train": "{early_stopping: {patience: 2}}"}, "train.early_stopping: needs validation rows"),
+        ({"data": "{train: a}", "train": "{best_metric: f1_macro}"}, "'f1_macro' would pick the best weights on validation rows"),
         ({"data": "{train: a}", "expect": '{accuracy: ">= 0.5"}'}, "no test or validation split"),
         ({"expect": '{accuracy: "0.5"}'}, "expect.accuracy: '0.5' is not a comparison with a number"),
         ({"expect": '{acc: ">= 0.5"}'}, "expect.acc: unknown metric 'acc'. The metrics of text-classification: accuracy"),

@@ -28,6 +28,7 @@ PLACEMENT_TEXT = (
     "houlsby: after attention and after the feed-forward part, before the residual sum and the norm. pfeiffer: after the feed-forward "
     "part, around its norm. parallel: beside the feed-forward part."
 )
+NO_SIZE = "one of bottleneck and reduction_factor must be a number"
 EXPERT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -49,10 +50,9 @@ class PlacementOptions(Strict):
 
     @model_validator(mode="after")
     def _fit_together(self) -> PlacementOptions:
-        if isinstance(self.bottleneck, int) and isinstance(self.reduction_factor, float):
-            raise ValueError("bottleneck and reduction_factor say the same; give one of them")
+        refuse_two_sizes(self.bottleneck, self.reduction_factor)
         if self.sizes() == (None, None):
-            raise ValueError("one of bottleneck and reduction_factor must be a number")
+            raise ValueError(NO_SIZE)
         if self.cross_attention and self.placement != "houlsby":
             raise ValueError(f"cross_attention needs placement houlsby; {self.placement} has no adapters after attention")
         return self
@@ -133,6 +133,12 @@ class PlacedMethod(AdapterMethod):
         return find_places(
             layout, options.placement, blocks=options.blocks, cross_attention=options.cross_attention, norms=options.norms
         )
+
+
+def refuse_two_sizes(bottleneck: Size, reduction_factor: Factor) -> None:
+    """Raises ValueError if both options state a size."""
+    if isinstance(bottleneck, int) and isinstance(reduction_factor, float):
+        raise ValueError("bottleneck and reduction_factor say the same; give one of them")
 
 
 def bottleneck_field(auto: str) -> Any:
