@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 240
+DEADLINE = 400
+DIVIDED = ("train.sharding=fsdp2",)
 
 JOBS = """
 import json, os, sys
@@ -77,11 +78,13 @@ def run(processes: int, words: Sequence[str], tmp_path: Path, **more: str) -> su
     )
 
 
-def train_all(jobs: Sequence[dict[str, Any]], processes: int, tmp_path: Path) -> str:
-    """Trains each job in that many processes, into `output` followed by the number. Returns that ending."""
-    script, listed, ending = tmp_path / "jobs.py", tmp_path / "jobs.json", f"-{processes}"
+def train_all(jobs: Sequence[dict[str, Any]], processes: int, tmp_path: Path, *overrides: str) -> str:
+    """Trains each job in that many processes, into `output` with an ending that is returned."""
+    script, listed = tmp_path / "jobs.py", tmp_path / "jobs.json"
+    ending = "-".join(["", str(processes), *(word.partition("=")[2] for word in overrides)])
     script.write_text(JOBS, encoding="utf-8")
-    listed.write_text(json.dumps(list(jobs)), encoding="utf-8")
+    changed = [{**job, "overrides": [*job.get("overrides", ()), *overrides]} for job in jobs]
+    listed.write_text(json.dumps(changed), encoding="utf-8")
     done = run(processes, [str(script), str(listed), ending], tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count(f"WORLD {processes}") == processes, done.stdout[-2000:]

@@ -1,9 +1,8 @@
-"""Weights divided over two processes: torch's `fully_shard` on the CPU, as on graphics cards."""
+"""Weights divided over two processes: what is refused, and that any number of processes continues a run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,74 +10,12 @@ from safetensors.torch import load_file
 
 import ftkit
 from ftkit.errors import RecipeError
-from ftkit.registry import METHODS
-from tests.distributed.ranks import metrics_of, results_of, run, train_all
-from tests.distributed.test_same_results import DRAWS, job, numbers
+from tests.distributed.ranks import DIVIDED, metrics_of, run
 from tests.distributed.test_together import RecipeFile, script, train
-from tests.matrix.cell import Cell, write_recipe
-from tests.small_runs import KINDS
-
-DIVIDED = ["train.sharding=fsdp2"]
-EXPORTED = "compares"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Every kind of task by full fine-tuning: in one process, and divided over two."""
-    root, jobs = tmp_path_factory.mktemp("divided"), []
-    for kind in KINDS:
-        (root / kind).mkdir()
-        overrides = ["export=[merged]"] if kind == EXPORTED else []
-        jobs.append({**job(root / kind, kind), "overrides": overrides})
-    one = train_all(jobs, 1, root)
-    two = train_all([{**entry, "overrides": [*entry["overrides"], *DIVIDED]} for entry in jobs], 2, root)
-    return {kind: (root / kind / f"run{one}", root / kind / f"run{two}") for kind in KINDS}
 
 
 def saved(folder: Path, name: str) -> dict[str, torch.Tensor]:
     return load_file(next((folder / "checkpoints").glob("step-*")) / f"{name}.safetensors")
-
-
-def assert_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_results_are_those_of_one_process(runs: dict[str, tuple[Path, Path]], kind: str) -> None:
-    one, divided = runs[kind]
-    assert results_of(divided)["world_size"] == 2
-    assert metrics_of(divided) == numbers(metrics_of(one))
-    assert results_of(divided)["splits"] == numbers(results_of(one)["splits"])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_holds_whole_weights(runs: dict[str, tuple[Path, Path]], kind: str) -> None:
-    one, divided = runs[kind]
-    assert_equal(saved(divided, "trainable"), saved(one, "trainable"))
-
-
-def test_the_export_is_that_of_one_process(runs: dict[str, tuple[Path, Path]]) -> None:
-    expected, found = (load_file(folder / "export" / "merged" / "model.safetensors") for folder in runs[EXPORTED])
-    assert_equal(found, expected)
-    assert results_of(runs[EXPORTED][1])["exports"]["merged"]["max_abs_difference"] <= 1e-5
-
-
-def test_r9_every_method_trains_on_a_divided_base(tmp_path: Path) -> None:
-    methods = [name for name in METHODS.names() if METHODS.get(name).capabilities.trains]
-    able = [name for name in methods if METHODS.get(name).capabilities.shardable]
-    assert len(able) > 20
-    cells = [Cell(method=name, task="text-classification", architecture="bert") for name in able]
-    jobs: list[dict[str, Any]] = [
-        {"recipe": str(write_recipe(cell, tmp_path)), "output": str(tmp_path / cell.method), "overrides": ["~export"]}
-        for cell in cells
-    ]
-    one = train_all(jobs, 1, tmp_path)
-    two = train_all([{**entry, "overrides": ["~export", *DIVIDED]} for entry in jobs], 2, tmp_path)
-    for cell in cells:
-        straight, divided = (metrics_of(tmp_path / f"{cell.method}{ending}") for ending in (one, two))
-        assert cell.method in DRAWS or divided == numbers(straight), cell.method
 
 
 @pytest.mark.parametrize(
