@@ -74,7 +74,9 @@ def test_files_in_another_encoding_can_be_named(ftkit: Run, folder: Path, model:
     for sort in ("good", "bad"):
         (folder / "rows" / sort).mkdir(parents=True)
         for number, text in enumerate(texts(20)):
-            (folder / "rows" / sort / f"{number}.txt").write_text(f"{text} for £{number}", encoding="latin-1" if number % 2 else "utf-8")
+            (folder / "rows" / sort / f"{number}.txt").write_text(
+                f"{text} for £{number}", encoding="latin-1" if number % 2 else "utf-8"
+            )
     refused = ftkit("init", "--data", "rows", "--model", model)
     assert refused.code == 2
     assert "`--encoding utf-8,latin-1`" in refused.err
