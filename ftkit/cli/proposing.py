@@ -82,7 +82,7 @@ def propose(paths: Mapping[str, str], task: type[Task] | None, encoding: str | N
 
 
 def _read(path: str, encoding: str | None, plain_text: str = "text") -> Table:
-    source = SourceSpec(path=path, **({} if encoding is None else {"encoding": encoding}))
+    source = SourceSpec.model_validate({"path": path} if encoding is None else {"path": path, "encoding": encoding})
     try:
         table = read_source(source, base=Path.cwd(), plain_text=plain_text)
     except DataError as error:
