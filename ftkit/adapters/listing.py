@@ -32,12 +32,12 @@ def _entry(path: Path, check: BaseCheck | None) -> dict[str, Any]:
         return entry_of(read_trained(path), check)
     except FtkitError as error:
         problem = error.problems[0]
-        return {**_blank(path), **_known_of_unfinished(path), "problem": problem.message}
+        return {**_blank(path), **_known_of_unfinished(path), "problem": problem.message, "hint": problem.hint}
 
 
 def entry_of(found: Trained, check: BaseCheck | None = None) -> dict[str, Any]:
     """What there is to say of one: `path`, `kind` (run, adapter), `method`, `base`, `base_matches`, `parameters`, `bytes`, `task`,
-    `metric` ({name, split, value}), `trained` (when), `made_by` (merge, extract), `problem`."""
+    `metric` ({name, split, value}), `trained` (when), `made_by` (merge, extract), `problem` and a way out of it (`hint`)."""
     entry = {**_blank(found.path), "kind": found.kind, "method": found.method, "base": found.base}
     try:
         entry |= {"parameters": _parameters(found), "bytes": found.weights.stat().st_size}
@@ -52,7 +52,20 @@ def entry_of(found: Trained, check: BaseCheck | None = None) -> dict[str, Any]:
 
 
 def _blank(path: Path) -> dict[str, Any]:
-    names = ("kind", "method", "base", "base_matches", "parameters", "bytes", "task", "metric", "trained", "made_by", "problem")
+    names = (
+        "kind",
+        "method",
+        "base",
+        "base_matches",
+        "parameters",
+        "bytes",
+        "task",
+        "metric",
+        "trained",
+        "made_by",
+        "problem",
+        "hint",
+    )
     return {"path": str(path), **dict.fromkeys(names)}
 
 

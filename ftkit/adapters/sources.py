@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -135,8 +136,9 @@ def _read_adapter(path: Path) -> Trained:
     with readable(path / CONFIG):
         config = dict(read_json(path / CONFIG))
     if "peft_type" not in config:
-        hint = "Convert it first: ftkit adapters convert SOURCE --to ftkit"
-        raise RunFolderError(Problem(message="is no adapter of PEFT (it has no `peft_type`)", place=str(path / CONFIG), hint=hint))
+        hint = f"Convert it: ftkit adapters convert {shlex.quote(str(path))} --to ftkit --output DIR" if "config" in config else ""
+        whose = "is an adapter of AdapterHub's library" if hint else "is no adapter of PEFT (it has no `peft_type`)"
+        raise RunFolderError(Problem(message=whose, place=str(path / CONFIG), hint=hint))
     for key, types in (("peft_type", str), ("base_model_name_or_path", (str, type(None)))):
         if not isinstance(config.get(key), types):
             hint = "Restore the file from a copy, or export the adapter again"

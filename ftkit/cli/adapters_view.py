@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ftkit.cli.output import one_line, print_facts, print_table, say, shown_mib, shown_number, shown_share
+from ftkit.cli.output import document_text, one_line, print_facts, print_table, say, shown_mib, shown_number, shown_share
 
 NAMED = {
     "path": "adapter",
@@ -27,6 +27,10 @@ def print_list(found: Sequence[Mapping[str, Any]], *, with_base: bool) -> None:
     columns = [name for key, name in NAMED.items() if key != "base_matches" or with_base]
     rows = [[*(_cell(entry, key) for key in NAMED if key != "base_matches" or with_base), *_rest(entry)] for entry in found]
     print_table([*columns, "task", "best metric", "trained"], rows, right=("parameters", "size"))
+    for entry in found:
+        if entry["problem"]:
+            hint = f". {entry['hint']}" if entry["hint"] else ""
+            say(f"not usable: {one_line(entry['path'])}: {one_line(entry['problem'])}{one_line(hint)}")
 
 
 def _cell(entry: Mapping[str, Any], key: str) -> str:
@@ -44,7 +48,7 @@ def _cell(entry: Mapping[str, Any], key: str) -> str:
 
 def _rest(entry: Mapping[str, Any]) -> list[str]:
     if entry["problem"]:
-        return [entry["task"] or "", one_line(entry["problem"], LONGEST_VALUE), ""]
+        return [entry["task"] or "", "", ""]
     metric, when = entry["metric"], str(entry["trained"] or "")[:16].replace("T", " ")
     shown = f"{metric['name']} {shown_number(metric['value'])} ({metric['split']})" if metric else ""
     return [entry["task"] or "", shown, when]
@@ -86,9 +90,7 @@ def print_diff(found: Mapping[str, Any]) -> None:
     same = {True: "the same", False: "DIFFERENT", None: "perhaps the same"}[found["same_base"]]
     print_facts({"a": found["a"], "b": found["b"], "base": f"{same} ({found['base']})"})
     if found["settings"]:
-        rows = [
-            [entry["key"], one_line(entry["a"], LONGEST_VALUE), one_line(entry["b"], LONGEST_VALUE)] for entry in found["settings"]
-        ]
+        rows = [[entry["key"], _setting(entry["a"]), _setting(entry["b"])] for entry in found["settings"]]
         print_table(["setting", "a", "b"], rows)
     if found["settings"] is None:
         say("Settings are not compared: one is a run, the other an adapter.")
@@ -105,6 +107,13 @@ def print_diff(found: Mapping[str, Any]) -> None:
         print_table(["tensor", "max difference", "relative", "cosine"], rows, right=("max difference", "relative", "cosine"))
     if found["equal"]:
         say("All tensors are equal.")
+
+
+def _setting(value: Any) -> str:
+    """A value of a recipe as `ftkit diff` shows it."""
+    if value is None:
+        return "none"
+    return one_line(value if isinstance(value, str) else document_text(value), LONGEST_VALUE)
 
 
 def print_derived(results: Mapping[str, Any]) -> None:
@@ -160,6 +169,6 @@ def print_conversion(found: Mapping[str, Any]) -> None:
     """Where the converted adapter lies, its settings, what was left out."""
     facts = {"folder": found["path"], "name": found["name"], "tensors": shown_number(found["tensors"])}
     print_facts({name: value for name, value in facts.items() if value})
-    print_facts({name: one_line(value) for name, value in found["settings"].items()}, title="Settings")
+    print_facts({name: _setting(value) for name, value in found["settings"].items()}, title="Settings")
     if found["left_out"]:
         say(f"left out: {', '.join(found['left_out'])}. Heads are not converted")

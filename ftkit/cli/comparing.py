@@ -42,7 +42,10 @@ def diff(
     if same:
         say(f"the same: {', '.join(same)}\n")
     print_table(*_metric_rows(found["metrics"]), title="metrics", right=["RUN1", "RUN2", "difference"])
-    rows = [[entry["resource"], *map(shown_number, (entry["a"], entry["b"], entry["difference"]))] for entry in found["resources"]]
+    rows = [
+        [entry["resource"], shown_number(entry["a"]), shown_number(entry["b"]), signed(entry["difference"])]
+        for entry in found["resources"]
+    ]
     print_table(["resource", "RUN1", "RUN2", "difference"], rows, title="resources", right=["RUN1", "RUN2", "difference"])
 
 
@@ -102,6 +105,11 @@ def _metric_rows(entries: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
         sides = [_with_interval(entry["a"], entry["interval_a"]), _with_interval(entry["b"], entry["interval_b"])]
         rows.append([entry["split"], entry["metric"], *sides, "" if entry["difference"] is None else f"{entry['difference']:+.4g}"])
     return ["split", "metric", "RUN1", "RUN2", "difference"], rows
+
+
+def signed(difference: float | None) -> str:
+    """A difference of resources with its sign."""
+    return f"+{shown_number(difference)}" if difference is not None and difference > 0 else shown_number(difference)
 
 
 def _with_interval(value: Any, interval: Sequence[float] | None) -> str:

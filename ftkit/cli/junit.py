@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 from xml.etree import ElementTree
 
@@ -31,7 +32,7 @@ def junit_xml(name: str, results: Mapping[str, Any] | None, problems: Sequence[s
         "time": f"{seconds:.3f}",
     }
     root = _element(None, "testsuites", **totals)
-    suite = _element(root, "testsuite", name=f"ftkit {name}", timestamp=given.get("started", ""), **totals)
+    suite = _element(root, "testsuite", name=f"ftkit {name}", timestamp=given.get("started") or _now(), **totals)
     run = _case(suite, name, "run", seconds)
     if problems:
         _element(run, "error", "\n".join(problems), message=problems[0], type="error")
@@ -47,6 +48,11 @@ def junit_xml(name: str, results: Mapping[str, Any] | None, problems: Sequence[s
         _element(_case(suite, name, f"expect.{gate_key}"), "skipped", message="the run did not get there")
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _now() -> str:
+    """Of a report on measurements without a time of their own; readers refuse an empty one."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _case(suite: ElementTree.Element, recipe: str, name: str, seconds: float = 0.0) -> ElementTree.Element:

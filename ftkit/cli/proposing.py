@@ -45,10 +45,13 @@ class Proposal:
     remarks: list[str] = field(default_factory=list)
 
 
-def propose(paths: Mapping[str, str], task: type[Task] | None) -> Proposal:
-    """paths: data files by split. task: None to go by the columns. Raises DataError where files or columns do not do."""
+def propose(paths: Mapping[str, str], task: type[Task] | None, encoding: str | None = None) -> Proposal:
+    """paths: data files by split. task: None to go by the columns. encoding: of the files, None for the usual one.
+
+    Raises DataError where files or columns do not do.
+    """
     train = paths["train"]
-    table = _read(train)
+    table = _read(train, encoding)
     # Rows from the whole file: files sorted by label would else show one label only.
     rows = table.rows(np.unique(np.linspace(0, len(table) - 1, num=min(SAMPLE_ROWS, len(table)), dtype=np.int64)))
     profiles = {name: profile(name, [row[name] for row in rows]) for name in table.column_names}
@@ -59,12 +62,12 @@ def propose(paths: Mapping[str, str], task: type[Task] | None) -> Proposal:
     else:
         found = _recognize(task, profiles, train) or Recognized(strength=0, reason="", columns={})
     columns = _columns(task, found, profiles, train)
-    others = [_read(path) for name, path in paths.items() if name != "train"]
+    others = [_read(path, encoding) for name, path in paths.items() if name != "train"]
     columns = _without_rare(task(task.Options()), columns, others)
     flags = indicator_columns(task(task.Options()), columns, profiles)
     labels = {"problem_type": "multi_label", "labels": flags} if flags else fitting_options(task, columns, rows)
     options = {**found.options, **labels}
-    held_back, form, remarks = _held_back(task, paths, len(table))
+    held_back, form, remarks = _held_back(task, paths, len(table), encoding)
     group = columns.get(task.group_column or "", "")
     return Proposal(
         task=task,
@@ -78,11 +81,20 @@ def propose(paths: Mapping[str, str], task: type[Task] | None) -> Proposal:
     )
 
 
-def _read(path: str, plain_text: str = "text") -> Table:
-    table = read_source(SourceSpec.model_validate(path), base=Path.cwd(), plain_text=plain_text)
+def _read(path: str, encoding: str | None, plain_text: str = "text") -> Table:
+    source = SourceSpec.model_validate({"path": path} if encoding is None else {"path": path, "encoding": encoding})
+    try:
+        table = read_source(source, base=Path.cwd(), plain_text=plain_text)
+    except DataError as error:
+        raise DataError([_for_init(problem) for problem in error.problems]) from error
     if not len(table):
         raise DataError(Problem(message="holds no rows", place=path))
     return table
+
+
+def _for_init(problem: Problem) -> Problem:
+    """With the option of `ftkit init` where the way out is a key of a recipe, of which there is none yet."""
+    return replace(problem, hint=problem.hint.replace("`encoding: ", "`--encoding ")) if problem.hint else problem
 
 
 def _recognize(task: type[Task], profiles: Mapping[str, Profile], path: str) -> Recognized | None:
@@ -162,7 +174,9 @@ def _described(
     return described
 
 
-def _held_back(task: type[Task], paths: Mapping[str, str], rows: int) -> tuple[dict[str, float], str, list[str]]:
+def _held_back(
+    task: type[Task], paths: Mapping[str, str], rows: int, encoding: str | None
+) -> tuple[dict[str, float], str, list[str]]:
     """Shares by split, the format of plain text ('': the task's usual one), and what to say of it."""
     shares = {name: HELD_BACK for name in ("validation", "test") if name not in paths}
     if not shares:
@@ -170,7 +184,7 @@ def _held_back(task: type[Task], paths: Mapping[str, str], rows: int) -> tuple[d
     form = ""
     remarks: list[str] = []
     if task.plain_text != "text" and is_plain_text(paths["train"]):
-        texts = len(_read(paths["train"], task.plain_text))
+        texts = len(_read(paths["train"], encoding, task.plain_text))
         if texts < FEWEST_ROWS and "validation" not in paths and rows >= FEWEST_ROWS:
             form = "text"
             counted = "one running text" if texts == 1 else f"{texts} running texts"

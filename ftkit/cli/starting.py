@@ -41,6 +41,15 @@ def init(
         str | None, typer.Option("--validation", metavar="FILE", help="Validation rows.", show_default=False)
     ] = None,
     test: Annotated[str | None, typer.Option("--test", metavar="FILE", help="Test rows.", show_default=False)] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            "--encoding",
+            metavar="NAME,...",
+            help="Character encoding of the files; of several each is tried in turn: utf-8,latin-1 (default: utf-8).",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option("--task", help="A task, see `ftkit tasks` (default: the one that the columns speak for).", show_default=False),
@@ -70,7 +79,7 @@ def init(
     if output != "-":
         refuse_existing(Path(output), force=force)
     sources = {name: path for name, path in (("train", data), ("validation", validation), ("test", test)) if path}
-    choices = _choices(sources, task, method, model, output)
+    choices = _choices(sources, encoding, task, method, model, output)
     text = recipe_text(choices)
     parse_recipe(text, output)
     if output != "-":
@@ -78,7 +87,9 @@ def init(
     _report(text, choices, output, as_json)
 
 
-def _choices(paths: dict[str, str], task_name: str | None, method_name: str, model: str | None, output: str) -> Choices:
+def _choices(
+    paths: dict[str, str], encoding: str | None, task_name: str | None, method_name: str, model: str | None, output: str
+) -> Choices:
     from ftkit.cli.catalog import known_name
     from ftkit.cli.proposing import propose
     from ftkit.cli.recipe_text import Choices
@@ -86,13 +97,13 @@ def _choices(paths: dict[str, str], task_name: str | None, method_name: str, mod
 
     known = None if task_name is None else TASKS.get(known_name(TASKS, "task", task_name))
     method = METHODS.get(known_name(METHODS, "method", method_name))
-    proposal = propose(paths, known)
+    proposal = propose(paths, known, encoding)
     folder = Path.cwd() if output == "-" else Path(output).absolute().parent
     return Choices(
         task=proposal.task,
         method=method,
         model=_from_folder(model, folder) if model else _usual_model(proposal.task),
-        sources={name: _source(_from_folder(path, folder), proposal.format) for name, path in paths.items()},
+        sources={name: _source(_from_folder(path, folder), proposal.format, encoding) for name, path in paths.items()},
         columns=proposal.columns,
         task_options=proposal.options,
         held_back=proposal.held_back,
@@ -103,10 +114,14 @@ def _choices(paths: dict[str, str], task_name: str | None, method_name: str, mod
     )
 
 
-def _source(path: str, form: str) -> Any:
+def _source(path: str, form: str, encoding: str | None) -> Any:
+    """What the recipe says of a file: its path alone where that is enough."""
     from ftkit.data.sources import is_plain_text
 
-    return {"path": path, "format": form} if form and is_plain_text(path) else path
+    more = {"format": form if is_plain_text(path) else "", "encoding": encoding}
+    if not any(more.values()):
+        return path
+    return {"path": path, **{key: value for key, value in more.items() if value}}
 
 
 def _usual_model(task: Any) -> str:

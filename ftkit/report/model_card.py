@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ftkit.paths import PACKAGE_PREFIX
+from ftkit.paths import PACKAGE_PREFIX, resolve_package
 from ftkit.recipe.plan import Plan
 from ftkit.recipe.schema import Recipe
 from ftkit.registry import METHODS, TASKS
 from ftkit.tasks.base import Head, Task
 
 SPLITS = ("train", "validation", "test")
+MERGED = ("export", "merged")
+"""Where a run has its merged export."""
 
 
 def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping[str, Any], backbone: str = "") -> str:
@@ -22,7 +26,10 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
     """
     recipe = plan.recipe
     library = "transformers" if "merged" in results["exports"] else "peft" if "adapter" in results["exports"] else ""
-    base = " and ".join(f"`{_shown_path(name)}`" for name in (recipe.model.name, recipe.model.decoder) if name)
+    phases = results.get("phases") or ()
+    bases = [phases[0]["model"], phases[0]["decoder"]] if phases else [recipe.model.name, recipe.model.decoder]
+    base = " and ".join(f"`{_shown_path(name)}`" for name in bases if name)
+    methods = [*(phase["method"] for phase in phases), f"**{recipe.method.name}**"]
     head = [
         "---",
         *([f"library_name: {library}"] if library else []),
@@ -32,7 +39,7 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
         "",
         f"# {recipe.origin.name}: {recipe.task.name} with {recipe.method.name}",
         "",
-        f"{base} adapted to {recipe.task.name} with **{recipe.method.name}** by ftkit {results['ftkit_version']}.",
+        f"{base} adapted to {recipe.task.name} with {', then '.join(methods)} by ftkit {results['ftkit_version']}.",
         "",
         f"{TASKS.get(recipe.task.name).summary} {METHODS.get(recipe.method.name).summary}",
         "",
@@ -40,27 +47,48 @@ def model_card(plan: Plan, results: Mapping[str, Any], task: Task, lock: Mapping
     parts = [
         head,
         _metrics(results),
+        _phases(results),
         _derivation(results) if results.get("derived") else _facts(plan, results),
         _data(results, lock),
         _loading(plan, results, task, backbone, lock),
         _method(plan),
     ]
-    return _without_folders("\n".join(line for part in parts for line in part) + "\n", recipe)
+    return without_folders("\n".join(line for part in parts for line in part) + "\n", recipe)
 
 
 def _shown_path(name: str) -> str:
-    """A model or a run without the folder that it lies in on the machine of the run."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """A model or a run without the folder that it lies in on the machine of the run; of the export of a run the run, too."""
+    path = Path(name)
+    if not path.is_absolute():
+        return name
+    return "/".join(path.parts[-3:]) if path.parts[-2:] == MERGED else path.name
 
 
-def _without_folders(card: str, recipe: Recipe) -> str:
-    """The card, which travels with the model, without the folders that data lie in on the machine of the run (notes name files)."""
+def without_folders(card: str, recipe: Recipe) -> str:
+    """The card, which travels with the model, without the folders that data lie in on the machine of the run (notes name files).
+
+    Files of a package are named as recipes name them.
+    """
     sources = [source for name in SPLITS for source in getattr(recipe.data, name) or ()]
     files = [Path(source.path) for source in sources if Path(source.path).is_absolute()]
+    for source in sources:
+        with suppress(FileNotFoundError):
+            card = card.replace(str(_installed(source.path)), _without_rows(source.path))
     folders = {str(folder) for folder in (recipe.origin.base, Path.home(), *(file.parent for file in files)) if folder.name}
     for folder in sorted(folders, key=len, reverse=True):
         card = card.replace(f"{folder}/", "")
     return card
+
+
+def _installed(path: str) -> Path:
+    """The folder that a source inside a package is. Raises FileNotFoundError for other sources."""
+    if not path.startswith(PACKAGE_PREFIX):
+        raise FileNotFoundError(path)
+    return resolve_package(_without_rows(path))
+
+
+def _without_rows(path: str) -> str:
+    return re.sub(r"#[0-9]+$", "", path)
 
 
 def _metrics(results: Mapping[str, Any]) -> list[str]:
@@ -78,6 +106,20 @@ def _cell(facts: Mapping[str, Any], name: str) -> str:
     interval = facts["intervals"].get(name)
     text = "undefined" if value is None else f"{value:.4f}"
     return f"{text} [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else text
+
+
+def _phases(results: Mapping[str, Any]) -> list[str]:
+    """Of a run in phases, what came before the phase that the rest of the card is about."""
+    if not (phases := results.get("phases") or ()):
+        return []
+    lines = [
+        f"{number}. {phase['method']} on `{_shown_path(phase['model'])}`, {phase['steps']:,} steps:"
+        f" the run `{phase['folder']}`, beside this one"
+        for number, phase in enumerate(phases, 1)
+    ]
+    base = "/".join((phases[-1]["folder"], *MERGED))
+    now = f"{len(phases) + 1}. {results['method']} on `{base}`: this run, which the rest of this page is about"
+    return ["## Phases", "", *lines, now, ""]
 
 
 def _facts(plan: Plan, results: Mapping[str, Any]) -> list[str]:

@@ -129,7 +129,15 @@ class AdapterSet:
             return
         numbers = [start + place for place in places]
         results = self.predictor(name).predict([chunk[place] for place in places], numbers=numbers, **wishes)
-        yield from zip(places, results, strict=True)
+        try:
+            yield from zip(places, results, strict=True)
+        except DataError as error:
+            # Each adapter reads the columns that it was trained on: without its name nobody knows which they are.
+            raise DataError([replace(problem, place=_at(problem.place, name)) for problem in error.problems]) from error
+
+
+def _at(place: str, name: str) -> str:
+    return f"{place}, adapter {name}" if place else f"adapter {name}"
 
 
 def _unanswered(row: Any, reason: str, *, keep_columns: bool) -> dict[str, Any]:

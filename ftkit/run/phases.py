@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseResult:
-    """What results.json says of an earlier phase."""
+    """What results.json says of an earlier phase. model, decoder: what it started from."""
 
+    model: str
+    decoder: str | None
     method: str
     folder: str
     steps: int
@@ -58,9 +60,10 @@ def train_earlier(
         result = train(own, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)
         # The main process alone exports, and the others need what it exports.
         with meeting.agreeing() as said:
-            said.update({name: result.results[name] for name in ("splits", "steps") if name in result.results})
+            said.update({name: result.results[name] for name in ("model", "splits", "steps") if name in result.results})
         splits = {name: split["metrics"] for name, split in said["splits"].items() if "metrics" in split}
-        found.append(PhaseResult(method=phase.method.name, folder=folder.name, steps=said["steps"], splits=splits))
+        start = {"model": said["model"], "decoder": model.decoder}
+        found.append(PhaseResult(**start, method=phase.method.name, folder=folder.name, steps=said["steps"], splits=splits))
         model = _after(recipe.model, folder / "export" / "merged")
     observer.note(f"phase {len(phases) + 1} of {len(phases) + 1}: {recipe.method.name}")
     return recipe.model_copy(update={"earlier": (), "model": model}), found

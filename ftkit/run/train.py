@@ -214,6 +214,9 @@ class _Run:
         if session.trainer.total_steps < FEW_STEPS:
             advice = "more epochs or a smaller batch give the method more to learn from"
             self.observer.note(f"only {session.trainer.total_steps} optimizer steps; {advice}")
+        if frozen := session.trainer.never_trained():
+            advice = "more epochs, a smaller `train.gradual_unfreezing.every` or more of its `blocks` at a time reach them"
+            self.observer.note(f"gradual unfreezing ends before {frozen}: these never train; {advice}")
         if self.splits.validation is None:
             self.observer.note(
                 "no validation rows: the last weights are kept, whether they are the best or not (data.split.validation)"

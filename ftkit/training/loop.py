@@ -95,6 +95,15 @@ class Trainer:
         warmup = warmup_steps(train, self.total_steps)
         self._factor = learning_rate_factor(train.schedule, warmup_steps=warmup, total_steps=self.total_steps)
 
+    def never_trained(self) -> str:
+        """What gradual unfreezing does not reach in this run, '' for nothing."""
+        if self.unfreezing is None:
+            return ""
+        left, epoch = self.total_steps, 0
+        while left > (windows := math.ceil(len(self.batches.epoch(epoch)) / self._window_size)):
+            left, epoch = left - windows, epoch + 1
+        return self.unfreezing.never_trained(step=self.total_steps - 1, epoch=epoch + (left - 1) / windows)
+
     def events(self) -> Iterator[Event]:
         """Runs from `position` to the end (or an early stop), yielding what happens.
 

@@ -38,9 +38,7 @@ class GradualUnfreezing:
 
     def update(self, *, step: int, epoch: float) -> int:
         """Sets what trains during the step after `step` finished ones; returns the lowest depth that does."""
-        every = self._spec.every
-        passed = step // every.steps if every.steps else int(epoch / (every.epochs or 1.0) + 1e-9)
-        self._lowest = max(0, self._top - passed * self._spec.blocks)
+        self._lowest = self._lowest_at(step, epoch)
         for held in self._parameters:
             held.parameter.requires_grad_(self._several or held.depth >= self._lowest)
         return self._lowest
@@ -50,6 +48,19 @@ class GradualUnfreezing:
         for held in self._parameters:
             if held.depth < self._lowest:
                 held.parameter.grad = None
+
+    def never_trained(self, *, step: int, epoch: float) -> str:
+        """What stays frozen in a run whose last step follows `step` finished ones: `10 of 12 blocks and the embeddings`, '' for nothing."""
+        lowest, depths = self._lowest_at(step, epoch), {held.depth for held in self._parameters}
+        blocks = {depth for depth in depths if 0 < depth < self._top}
+        left = sum(depth < lowest for depth in blocks)
+        parts = [f"{left} of {len(blocks)} blocks"] if left else []
+        return " and ".join([*parts, "the embeddings"] if 0 in depths and lowest > 0 else parts)
+
+    def _lowest_at(self, step: int, epoch: float) -> int:
+        every = self._spec.every
+        passed = step // every.steps if every.steps else int(epoch / (every.epochs or 1.0) + 1e-9)
+        return max(0, self._top - passed * self._spec.blocks)
 
     def thaw(self) -> None:
         """Lets everything train, as before the first update: for saving and loading all that the method trains."""

@@ -85,7 +85,7 @@ def test_a_row_without_its_adapter_is_named(first: Path, second: Path) -> None:
     assert passed[2]["error"] == "input, row 3: who: the row names no adapter"
     # Messages about a row count all rows, not those of one adapter.
     rows = [{"text": "w1", "who": "first"}, {"text": "w1", "who": "second"}, {"text": "", "who": "second"}]
-    with pytest.raises(DataError, match="input, row 3"):
+    with pytest.raises(DataError, match="input, row 3, adapter second: text"):
         list(loaded.predict(rows, column="who"))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_list_of_nothing(ftkit: Run, folder: Path) -> None:
     assert ftkit("adapters", "list", "nowhere").code == 2
 
 
-def test_inspect_and_diff(ftkit: Run, trained: Path, other: Path) -> None:
+def test_inspect_and_diff(ftkit: Run, trained: Path, other: Path, bottleneck: Path) -> None:
     ended = ftkit("adapters", "inspect", trained)
     assert ended.code == 0
     assert "effective rank" in ended.out
@@ -68,6 +69,9 @@ def test_inspect_and_diff(ftkit: Run, trained: Path, other: Path) -> None:
     assert "the same (the same files, by sha256)" in ended.out
     assert "seed" in ended.out
     assert ftkit("adapters", "diff", trained, trained, "--json").document()["equal"]
+    settings = ftkit("adapters", "diff", trained, bottleneck).out.partition("\n\n")[2]
+    assert re.search(r"^method.rank +\d+ +none$", settings, re.MULTILINE)
+    assert re.search(r'^method.targets +\["query", "value"\] +none$', settings, re.MULTILINE)
     assert ftkit("adapters", "diff", trained, trained).out.endswith("All tensors are equal.\n")
 
 
@@ -125,6 +129,10 @@ def test_convert(ftkit: Run, bottleneck: Path, model: Path, folder: Path) -> Non
     ended = ftkit("adapters", "convert", bottleneck, "--to", "adapterhub", "--name", "mine", "--output", "hub")
     assert ended.code == 0, ended.err
     assert "left out" in ended.out
+    assert re.search(r"^ *cross_adapter +false$", ended.out, re.MULTILINE)
+    listed = ftkit("adapters", "list", "hub")
+    way = "Convert it: ftkit adapters convert hub --to ftkit --output DIR"
+    assert listed.out.splitlines()[-1] == f"not usable: hub: is an adapter of AdapterHub's library. {way}"
     assert (
         ftkit("adapters", "convert", "hub", "--to", "ftkit", "--base", model, "--output", "own", "--json").document()["tensors"]
         == 8

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ftkit.cli.comparing import signed
 from tests.cli.conftest import Run
 
 
@@ -87,3 +88,8 @@ def test_a_rerun_on_other_rows_is_refused_and_leaves_nothing(ftkit: Run, folder:
     assert "cannot be run again: not the same as when it was trained" in ended.err
     assert "the test rows" in ended.err
     assert not (folder / "again").exists()
+
+
+@pytest.mark.parametrize(("difference", "shown"), [(1234, "+1,234"), (-0.5, "-0.5000"), (0, "0"), (None, "undefined")])
+def test_differences_of_resources_have_a_sign_as_those_of_metrics(difference: float | None, shown: str) -> None:
+    assert signed(difference) == shown

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 from xml.etree import ElementTree
 
@@ -24,6 +25,8 @@ def test_a_case_for_the_run_and_one_for_each_gate() -> None:
     suite = root[0]
     assert [case.get("name") for case in suite] == ["run", "expect.accuracy >= 0.9", "expect.vs.f1 >= 0.9"]
     assert suite[0].get("time") == "2.500"
+    # Held against gates later: there is no start of a run, and readers refuse an empty time.
+    assert datetime.fromisoformat(str(suite.get("timestamp"))).tzinfo is not None
     failure = suite[1].find("failure")
     assert failure is not None
     assert failure.get("message") == "0.8000 on test, expected >= 0.9: NOT MET, by 0.1"

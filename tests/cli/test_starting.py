@@ -69,6 +69,23 @@ def test_every_commented_line_can_be_used(ftkit: Run, reviews: str) -> None:
     assert used > 15
 
 
+def test_files_in_another_encoding_can_be_named(ftkit: Run, folder: Path, model: Path) -> None:
+    """Without the option there would be no way to a recipe: the way out of the error is a key of one."""
+    for sort in ("good", "bad"):
+        (folder / "rows" / sort).mkdir(parents=True)
+        for number, text in enumerate(texts(20)):
+            (folder / "rows" / sort / f"{number}.txt").write_text(
+                f"{text} for £{number}", encoding="latin-1" if number % 2 else "utf-8"
+            )
+    refused = ftkit("init", "--data", "rows", "--model", model)
+    assert refused.code == 2
+    assert "`--encoding utf-8,latin-1`" in refused.err
+    assert ftkit("init", "--data", "rows", "--model", model, "--encoding", "utf-8,latin-1").code == 0
+    data = yaml.safe_load(Path("recipe.yaml").read_text(encoding="utf-8"))["data"]
+    assert data["train"] == {"path": "rows", "encoding": "utf-8,latin-1"}
+    assert ftkit("validate", "recipe.yaml").code == 0
+
+
 def test_sources_that_are_given_are_not_split_off(ftkit: Run, reviews: str, model: Path) -> None:
     write_csv("test.csv", {"Body": texts(9), "Sort": ["good", "bad", "good"] * 3})
     ftkit("init", "--data", reviews, "--test", "test.csv", "--model", model)

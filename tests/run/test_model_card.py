@@ -13,8 +13,9 @@ import torch
 import ftkit
 from ftkit.files import read_json, sha256_of
 from ftkit.models.naming import unusual_backbone
+from ftkit.recipe.load import parse_recipe
 from ftkit.registry import TASKS
-from ftkit.report.model_card import base_code
+from ftkit.report.model_card import base_code, without_folders
 from tests.tiny import save_tiny, tiny_model
 
 ROWS = '{"question": "w5 w6", "context": "w1 w2 w3", "answers": {"text": ["w2"], "answer_start": [3]}}\n' * 4
@@ -94,3 +95,13 @@ def test_the_code_of_a_card_goes_on_to_write_text() -> None:
 def test_the_hubs_name_for_the_model(goal: str, tag: str) -> None:
     assert TASKS.get("seq2seq")(TASKS.get("seq2seq").Options(goal=goal)).pipeline_tag == tag
     assert TASKS.get("instruction-tuning")(TASKS.get("instruction-tuning").Options()).pipeline_tag == "text-generation"
+
+
+def test_files_of_a_package_are_named_as_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "corpus_of_a_test" / "data").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = parse_recipe(
+        "model: m\ntask: text-classification\ndata: {train: 'package:corpus_of_a_test/data#9'}\nmethod: lora\n", base=tmp_path
+    )
+    card = without_folders(f"a copy ({tmp_path}/corpus_of_a_test/data/tech/1.txt)", recipe)
+    assert card == "a copy (package:corpus_of_a_test/data/tech/1.txt)"

@@ -53,6 +53,12 @@ def test_the_last_phase_starts_from_what_the_first_made(phases_file: RecipeFile,
     for form in ("adapter", "merged"):
         assert result.results["exports"][form]["max_abs_difference"] <= 1e-5
     assert ftkit.load(tmp_path / "run").predict([{"text": "w1 w2"}])
+    card, base = (tmp_path / "run" / "README.md").read_text(), told["model"]
+    assert Path(base).is_dir()
+    assert f"`{Path(base).name}` adapted to text-classification with linear-probe, then **lora**" in card
+    assert f"1. linear-probe on `{Path(base).name}`, 12 steps: the run `run.phase-1`, beside this one\n" in card
+    assert "2. lora on `run.phase-1/export/merged`: this run" in card
+    assert "The base is the folder `run.phase-1/export/merged` (sha256" in card
 
 
 def test_phases_equal_two_runs_one_after_the_other(phases_file: RecipeFile, recipe_file: RecipeFile, tmp_path: Path) -> None:

@@ -416,6 +416,15 @@ def test_training_options_run(recipe_file: RecipeFile, tmp_path: Path, train: st
     assert result.results["status"] == "completed"
 
 
+@pytest.mark.parametrize(("epochs", "told"), [("3.0", True), ("4.0", False)])
+def test_gradual_unfreezing_that_ends_too_early_is_noted(recipe_file: RecipeFile, tmp_path: Path, epochs: str, told: bool) -> None:
+    """The small model has two blocks and embeddings; the third distance begins with the fourth epoch."""
+    train = f"{{epochs: {epochs}, batch_size: 8, gradual_unfreezing: {{every: {{epochs: 1.0}}}}}}"
+    result = ftkit.train(ftkit.load_recipe(recipe_file(method="full", train=train)), output=tmp_path / "run")
+    notes = [note for note in result.results["notes"] if "gradual unfreezing ends before the embeddings" in note]
+    assert len(notes) == told
+
+
 def test_gradient_checkpointing_changes_no_gradient(recipe_file: RecipeFile, tmp_path: Path) -> None:
     losses = []
     for name, value in (("plain", "false"), ("recomputed", "true")):

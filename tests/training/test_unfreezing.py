@@ -31,6 +31,16 @@ def test_distance_in_steps_and_several_blocks_at_a_time() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("step", "epoch", "frozen"),
+    [(0, 0.0, "2 of 2 blocks and the embeddings"), (9, 2.0, "the embeddings"), (9, 2.99, "the embeddings"), (9, 3.0, "")],
+)
+def test_what_a_run_does_not_reach_is_told(step: int, epoch: float, frozen: str) -> None:
+    model = tiny_model("bert")
+    gradual = GradualUnfreezing(model, ModelLayout(model), GradualUnfreezingSpec())
+    assert gradual.never_trained(step=step, epoch=epoch) == frozen
+
+
 def test_a_head_alone_has_nothing_to_unfreeze() -> None:
     model = tiny_model("bert")
     layout = ModelLayout(model)
