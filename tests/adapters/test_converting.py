@@ -271,7 +271,7 @@ def test_a_damaged_adapter_does_not_go_to_the_library(train: Train, tmp_path: Pa
             {},
             "does not fit this base or its own settings",
         ),
-        ("more", {**whole, "base_model.model.strange": torch.ones(2)}, {}, "strange has no place"),
+        ("more", {**whole, "base_model.model.strange": torch.ones(2)}, {}, "the first of 1 names: base_model.model.strange"),
         ("cut", {**whole, first: whole[first][:-1].contiguous()}, {}, "does not fit this base or its own settings"),
         ("nan", {**whole, first: whole[first] * float("nan")}, {}, "not finite"),
         ("activation", whole, {"activation": "swish"}, "`activation` is 'swish', expected one of relu"),

@@ -85,25 +85,25 @@ def overtaken(target: Path) -> None:
         (target / "theirs").touch()
 
 
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    left = tmp_path / ".tmp-out" / "out"
+def test_a_folder_is_written_whole_or_not_at_all(cache: Path) -> None:
+    target = cache / "out"
+    left = cache / ".tmp-out" / "out"
     left.mkdir(parents=True)
     (left / "half").touch()
     with pytest.raises(KeyboardInterrupt):
         broken_off(target)
-    assert names(tmp_path) == []
+    assert names(cache) == []
     with written_whole(target) as folder:
         assert names(folder) == []
         (folder / "one").touch()
         assert not target.exists()
-    assert (names(tmp_path), names(target)) == (["out"], ["one"])
+    assert (names(cache), names(target)) == (["out"], ["one"])
     with pytest.raises(RunFolderError, match=r"already holds files. Choose another folder with --to"), written_whole(target):
         pass
 
 
-def test_two_do_not_write_one_folder(tmp_path: Path) -> None:
-    target = tmp_path / "out"
+def test_two_do_not_write_one_folder(cache: Path) -> None:
+    target = cache / "out"
     with written_whole(target, "--output") as folder:
         (folder / "one").touch()
         with (
@@ -113,7 +113,7 @@ def test_two_do_not_write_one_folder(tmp_path: Path) -> None:
             pass
     assert names(target) == ["one"]
     # Whoever came in between wins.
-    other = tmp_path / "other"
+    other = cache / "other"
     with pytest.raises(RunFolderError, match="already holds files"):
         overtaken(other)
-    assert (names(tmp_path), names(other)) == (["other", "out"], ["theirs"])
+    assert (names(cache), names(other)) == (["other", "out"], ["theirs"])
