@@ -131,8 +131,8 @@ def adapter(data: bytes) -> bool:
 def run(data: bytes) -> bool:
     """The JSON and YAML of a run folder."""
     from ftkit.adapters.listing import list_adapters
-    from ftkit.adapters.sources import base_files, read_trained
-    from ftkit.run.folder import read_learned
+    from ftkit.adapters.sources import read_trained
+    from ftkit.run.folder import read_learned, recorded_base
     from ftkit.training.checkpoint import BEST, complete_checkpoints, open_checkpoint
 
     parts = [*data.split(SEPARATOR), b"", b"", b"", b"", b""]
@@ -154,7 +154,7 @@ def run(data: bytes) -> bool:
         with refusals():
             open_checkpoint(checkpoint).tensors("trainable")
         with refusals():
-            base_files(folder)
+            recorded_base(folder)
         found = read_trained(folder)
         read_learned(folder, found.results)
     return not refused
