@@ -47,8 +47,11 @@ class TableBuilder:
             self._batches.discard()
 
     def note_columns(self, names: Sequence[str]) -> list[str]:
-        """Records columns that the file has; returns those to keep."""
+        """Records columns that the file has; returns those to keep. Raises DataError for a name that is no text."""
         new = [name for name in names if name not in self._source_columns]
+        if wrong := next((name for name in new if not _is_encodable(name)), None):
+            message = f"the column {shorten(wrong)} has a lone surrogate in its name, which is no character"
+            raise DataError(Problem(message=message, place=self._origin.label, hint="Rename the column."))
         self._source_columns.update(dict.fromkeys(new))
         self._kept.update(dict.fromkeys(name for name in new if self._wanted is None or name in self._wanted))
         return [name for name in names if name in self._kept]
@@ -155,6 +158,14 @@ def table_from_rows(
     with TableBuilder(Origin(label=origin)) as builder:
         builder.add_rows(plain, numbers if numbers is not None else range(first_row, first_row + len(rows)))
         return builder.finish()
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_json(values: Sequence[Any], *, escaped: bool) -> list[str | None] | None:

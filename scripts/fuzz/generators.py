@@ -211,7 +211,7 @@ HUB = {
 }  # fmt: skip
 PLAN = {"model": "a/b", "task": "text-classification", "data": {"train": "x.csv"}, "method": "lora"}
 RESULTS = {"status": "completed", "weights": "checkpoints/best-00000001", "parameters": {"trainable": 1, "total": 2}, "splits": {},
-           "task_sha256": "x", "folder": "/x"}  # fmt: skip
+           "folder": "/x"}  # fmt: skip
 LOCK = {"model_files": {"config.json": "x"}, "training": {"recipe": PLAN, "folder": "/x", "data": {}}}
 LEARNED = {"name": "text-classification", "state": {"labels": ["a", "b"]}, "calibration": {}}
 MANIFEST = {

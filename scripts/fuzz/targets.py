@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ftkit import api
 from ftkit.data.sources import read_source
 from ftkit.data.splits import load_splits
 from ftkit.errors import FtkitError
@@ -101,7 +102,6 @@ def rows(data: bytes, *, suffix: str, form: str = "auto", task: str = "text-clas
 def adapter(data: bytes) -> bool:
     """The folder of an adapter: config and weights. Listed, inspected, converted, taken as a member of a fusion."""
     from ftkit.adapters.converting import convert
-    from ftkit.adapters.inspecting import inspect_adapter
     from ftkit.adapters.listing import list_adapters
     from ftkit.adapters.sources import read_trained
     from ftkit.files import read_json
@@ -118,7 +118,7 @@ def adapter(data: bytes) -> bool:
                 convert(folder, to, folder / "out", base=None, name="", allow_code=False)
         found = read_trained(folder)
         with refusals():
-            inspect_adapter(folder, allow_code=False)
+            api.inspect_adapter(folder)
         with refusals():
             fields = read_json(folder / "adapter_config.json")
             if fields.get("peft_type") in ("ADAPTER", "COMPACTER"):
@@ -131,8 +131,8 @@ def adapter(data: bytes) -> bool:
 def run(data: bytes) -> bool:
     """The JSON and YAML of a run folder."""
     from ftkit.adapters.listing import list_adapters
-    from ftkit.adapters.sources import base_files, read_trained
-    from ftkit.run.folder import read_learned
+    from ftkit.adapters.sources import read_trained
+    from ftkit.run.folder import read_learned, recorded_base
     from ftkit.training.checkpoint import BEST, complete_checkpoints, open_checkpoint
 
     parts = [*data.split(SEPARATOR), b"", b"", b"", b"", b""]
@@ -154,7 +154,7 @@ def run(data: bytes) -> bool:
         with refusals():
             open_checkpoint(checkpoint).tensors("trainable")
         with refusals():
-            base_files(folder)
+            recorded_base(folder)
         found = read_trained(folder)
         read_learned(folder, found.results)
     return not refused

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,7 +60,11 @@ def test_the_first_precision_of_a_process_can_be_undone(accelerator: Accelerator
     assert Accelerator(mixed_precision="bf16").autocast() is not None
 
 
-def test_trackers_are_started_by_project_and_config() -> None:
-    assert {"project_name", "config"} <= set(inspect.signature(Accelerator.init_trackers).parameters)
-    assert {"values", "step"} <= set(inspect.signature(Accelerator.log).parameters)
-    assert callable(Accelerator.end_training)
+def test_trackers_are_started_by_project_and_config(tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(log_with=["tensorboard"], project_dir=str(tmp_path))
+    accelerator.init_trackers("project", config={"recipe": "r"})
+    accelerator.log({"loss": 1.0}, step=1)
+    accelerator.end_training()
+    assert list((tmp_path / "project").rglob("*tfevents*"))
+    AcceleratorState._reset_state()

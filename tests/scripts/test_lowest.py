@@ -27,7 +27,7 @@ def test_every_requirement_has_a_lower_end(lowest: ModuleType) -> None:
     assert "transformers==5.0" in found
     assert "bitsandbytes==0.48" in found
     assert len(found) == len({line.partition("==")[0] for line in found}) > 20
-    with pytest.raises(ValueError, match="'wandb' has no lower end"):
+    with pytest.raises(ValueError, match="'mlflow' has no lower end"):
         lowest.lowest((ROOT / "pyproject.toml").read_text(), ["trackers"])
 
 
@@ -35,7 +35,7 @@ def test_the_tested_ends_are_those_of_the_project(lowest: ModuleType) -> None:
     ends = dict(line.split("==") for line in lowest.lowest((ROOT / "pyproject.toml").read_text(), ["quant"]))
     newest = dict(re.findall(r"^([A-Za-z0-9_-]+)==([0-9.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     for name, (oldest, latest) in TESTED.items():
-        assert oldest.removesuffix(".0") in (ends[name], ends[name].removesuffix(".0")), name
+        assert f"{ends[name]}.0.0".split(".")[:3] == oldest.split("."), name
         assert latest == newest[name], name
     assert set(TESTED) <= set(machine.PACKAGES)
 
