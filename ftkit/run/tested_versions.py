@@ -8,7 +8,7 @@ from ftkit.run.machine import versions
 
 TESTED: Mapping[str, tuple[str, str]] = {
     "torch": ("2.13.0", "2.13.0"),
-    "transformers": ("5.0.0", "5.23.0"),
+    "transformers": ("5.23.0", "5.23.0"),
     "peft": ("0.21.0", "0.21.2"),
     "accelerate": ("1.10.0", "1.15.0"),
     "datasets": ("4.0.0", "5.2.0"),
@@ -20,7 +20,7 @@ TESTED: Mapping[str, tuple[str, str]] = {
     "pydantic": ("2.10.0", "2.14.3"),
     "scikit-learn": ("1.5.0", "1.9.1"),
 }
-"""Oldest and newest version that the tests ran with: the lower ends of pyproject.toml, and constraints.txt."""
+"""The lower ends of pyproject.toml, with which `scripts/test-oldest` tests, and constraints.txt, with which `scripts/test` does."""
 
 
 def untested(found: Mapping[str, str | None] | None = None) -> Iterator[str]:

@@ -24,7 +24,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 BATCH = 200
-"""Inputs between two looks at the clock."""
+"""Inputs of a round of hypothesis."""
+
+FEWEST = 10
+"""Inputs that are tried however slow the machine is."""
 
 
 def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
@@ -39,7 +42,7 @@ def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
     end = time.monotonic() + seconds
 
     def attempt(data: bytes) -> None:
-        if time.monotonic() < end or failing:
+        if time.monotonic() < end or failing or sum(counts.values()) < FEWEST:
             failing.append(data)
             counts["taken" if target(data) else "refused"] += 1
             failing.pop()
@@ -52,7 +55,7 @@ def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
     )
     failing: list[bytes] = []
-    while time.monotonic() < end:
+    while time.monotonic() < end or sum(counts.values()) < FEWEST:
         try:
             seeded(seed)(options(given(strategy)(attempt)))()
         except Exception as error:
