@@ -134,7 +134,12 @@ def _held(around: Path, target: Path, option: str) -> Iterator[None]:
 
 
 def _sweep(parent: Path) -> None:
-    """Removes folders whose process has ended."""
+    """Removes folders whose process has ended, and what it waited its turn by."""
+    for turn in parent.glob(".turn-*"):
+        with suppress(OSError):
+            if (held := _lock(turn)) is not None:
+                turn.unlink()
+                os.close(held)
     for folder in [*parent.glob(f"{PREFIX}*"), *parent.glob(".new-*")]:
         with suppress(OSError):
             guard = _lock(folder / LOCK) if folder.name.startswith(PREFIX) and (folder / LOCK).exists() else None

@@ -53,6 +53,7 @@ def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        report_multiple_bugs=False,
     )
     failing: list[bytes] = []
     while time.monotonic() < end or sum(counts.values()) < FEWEST:

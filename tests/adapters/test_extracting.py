@@ -98,7 +98,7 @@ def test_the_rest_is_kept_whole_and_plain_peft_loads_it(tuned: Path, tmp_path: P
     torch.testing.assert_close(loaded(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(loaded.merge_and_unload()(**inputs).logits, expected, atol=1e-5, rtol=1e-4)
     assert api.inspect_adapter(tmp_path / "out")["source"] == "low rank"
-    with pytest.raises(FtkitError, match="`lora_bias` or `modules_to_save` do not combine"):
+    with pytest.raises(FtkitError, match="adapters with `lora_bias` do not combine"):
         api.merge_adapters([tmp_path / "out"] * 2, tmp_path / "merged", evaluate=["none"])
 
 

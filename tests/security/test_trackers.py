@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 
 from ftkit.run.folder import RunFolder
 from ftkit.run.observer import Observer
@@ -44,9 +45,9 @@ def test_a_tracker_that_does_not_start_ends_the_run_with_its_reason(
     assert not [path for path in RunFolder(tmp_path / "run").path.rglob("*") if path.is_file() and leaks(path.read_bytes())]
 
 
-@pytest.mark.parametrize("name", ["log", "end_training"])
-def test_a_tracker_that_fails_later_is_left_out(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, name, fail)
+@pytest.mark.parametrize(("owner", "name"), [(Accelerator, "log"), (TensorBoardTracker, "finish")])
+def test_a_tracker_that_fails_later_is_left_out(owner: type, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, name, fail)
     observer, reached = Notes(), 0
     tracking = Tracking(accelerator(tmp_path), ["tensorboard"], observer)
     with tracking.running({"recipe": "r", "method": "m"}):

@@ -36,7 +36,7 @@ def read_parquet(file: SourceFile) -> Table:
                 batch.validate(full=True)
                 builder.add_batch(with_class_names(plain_types(batch), schema.metadata))
             return builder.finish()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(file, "Parquet", error) from error
 
 
@@ -62,7 +62,7 @@ def read_arrow(file: SourceFile) -> Table:
                 if batch.num_rows:
                     builder.add_batch(with_class_names(plain_types(batch.select(names_kept)), batch.schema.metadata))
             return builder.finish()
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise _damaged(file, "Arrow", error) from error
 
 
