@@ -149,7 +149,7 @@ def test_folders_that_are_neither(tmp_path: Path) -> None:
     with pytest.raises(FtkitError, match="neither a run folder nor an adapter"):
         api.inspect_adapter(tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"config": {}}', encoding="utf-8")
-    with pytest.raises(FtkitError, match="is an adapter of AdapterHub's library. Convert it: ftkit adapters convert"):
+    with pytest.raises(FtkitError, match=r"is an adapter of AdapterHub's library\. Convert it: ftkit adapters convert"):
         api.diff_adapters(tmp_path, tmp_path)
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}', encoding="utf-8")
     (tmp_path / "adapter_model.bin").touch()
