@@ -130,7 +130,7 @@ def test_problems_hold_no_secret_in_any_part() -> None:
     ("text", "shown"),
     [
         ("https://user:p@ss@host/x", "https://***@host/x"),
-        ("Looked in /work/https:/user:pass@host/x?token=abc", "Looked in /work/https:/***@host/x?token=***"),
+        ("Looked in /data/https:/user:pass@host/x?token=abc", "Looked in /data/https:/***@host/x?token=***"),
         ("https://only-a-token@host", "https://***@host"),
         ("postgresql+asyncpg://u:p@localhost:5432/db?sslkey=x", "postgresql+asyncpg://***@localhost:5432/db?sslkey=x"),
         (
