@@ -14,7 +14,7 @@ from ftkit.errors import MemoryExhaustedError, Problem, RunFolderError
 from ftkit.models.sharding import gathered
 from ftkit.run.training import TrainingSession
 from ftkit.training.evaluation import evaluating, to_device
-from ftkit.training.memory import free_memory, lacks_memory
+from ftkit.training.memory import lacks_memory
 
 MIB = 2**20
 
@@ -66,7 +66,6 @@ def _try_evaluation(session: TrainingSession, store: FeatureStore) -> None:
                     task.generate(model, taken, processor)
     except Exception as error:
         raise _explained(error, store, longest, "train.eval_batch_size") from error
-    free_memory()
 
 
 def _explained(error: Exception, store: FeatureStore, rows: np.ndarray, key: str) -> Exception:

@@ -16,14 +16,23 @@ from torch import Tensor
 
 from ftkit.data.features import FeatureStore
 from ftkit.data.splits import Splits
-from ftkit.errors import DivergedError, InterruptedRunError, RunFolderError
+from ftkit.errors import DivergedError, InterruptedRunError
 from ftkit.models.sharding import Sharding
 from ftkit.run.folder import METRICS, MetricsLog, RunFolder, readable
 from ftkit.run.observer import Observer
 from ftkit.run.signals import SignalGuard
 from ftkit.run.tracking import Tracking
 from ftkit.run.wiring import Prepared, TrainingBatches, load_weights, weights_of
-from ftkit.training.checkpoint import BEST, RESUMABLE, Checkpoint, checkpoint_path, complete_checkpoints, prune, save_checkpoint
+from ftkit.training.checkpoint import (
+    BEST,
+    RESUMABLE,
+    Checkpoint,
+    checkpoint_path,
+    complete_checkpoints,
+    open_checkpoint,
+    prune,
+    save_checkpoint,
+)
 from ftkit.training.evaluation import evaluate, to_device
 from ftkit.training.events import EvaluationEvent, StepEvent
 from ftkit.training.loop import Position, Trainer
@@ -338,13 +347,8 @@ class TrainingSession:
         return found
 
     def _best_checkpoint(self, step: int) -> Checkpoint:
-        folder = self.folder.checkpoints
-        found = [checkpoint for checkpoint in complete_checkpoints(folder, BEST)[0] if checkpoint.step == step]
-        if not found:
-            raise RunFolderError(
-                f"the best weights (step {step}) are missing or damaged in {folder}", hint="Train again with --overwrite"
-            )
-        return found[0]
+        # By its name: others in that folder may be vanishing, when the main process removes all but the newest.
+        return open_checkpoint(checkpoint_path(self.folder.checkpoints, BEST, step))
 
 
 def _nothing_to_train() -> dict[str, Any]:

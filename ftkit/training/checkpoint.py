@@ -120,10 +120,14 @@ def damage(path: Path) -> str:
         return "the manifest names no state.json"
     for name, (size, digest) in expected.items():
         file = path / Path(name).name
-        if not file.is_file():
+        try:
+            if file.stat().st_size != size or sha256_of(file) != digest:
+                return f"{name} is not what was written"
+        except FileNotFoundError:
+            # Also where the folder is being removed at this moment, by the process that keeps only the newest.
             return f"{name} is missing"
-        if file.stat().st_size != size or sha256_of(file) != digest:
-            return f"{name} is not what was written"
+        except (OSError, ValueError):
+            return f"{name} cannot be read"
     return ""
 
 

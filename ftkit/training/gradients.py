@@ -84,6 +84,7 @@ class Gradients:
                 raise
         # Outside of the `except`, so that the error no longer holds the tensors that filled the memory.
         self._forget()
+        free_memory()
         self.parts *= 2
         return None
 
@@ -98,6 +99,8 @@ class Gradients:
         else:
             lacking = False
         self._forget()
+        if lacking:
+            free_memory()
         return lacking
 
     def _can_halve(self, window: Sequence[np.ndarray]) -> bool:
@@ -107,7 +110,6 @@ class Gradients:
     def _forget(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
-        free_memory()
 
     def _whole(self, window: Sequence[np.ndarray]) -> float:
         # The calls of a divided model are of all processes, whose batches may differ in size.

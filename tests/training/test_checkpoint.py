@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,20 @@ def test_replacing_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
     save_checkpoint(folder, BEST, 3, TENSORS, {"n": 1})
     assert save_checkpoint(folder, BEST, 3, TENSORS, {"n": 2}).state() == {"n": 2}
     assert [path.name for path in folder.iterdir()] == ["best-00000003"]
+
+
+def test_a_checkpoint_that_vanishes_while_it_is_looked_at_is_passed_over(tmp_path: Path, monkeypatch: Any) -> None:
+    """The main process removes old ones while others look for theirs, and so does a run whose folder another program reads."""
+    folder = tmp_path / "c"
+    for step in (1, 2):
+        save_checkpoint(folder, BEST, step, TENSORS, {})
+    real = module.sha256_of
+
+    def removed_meanwhile(path: Path) -> str:
+        shutil.rmtree(folder / "best-00000001", ignore_errors=True)
+        return real(path)
+
+    monkeypatch.setattr(module, "sha256_of", removed_meanwhile)
+    found, notes = complete_checkpoints(folder, BEST)
+    assert [checkpoint.step for checkpoint in found] == [2]
+    assert notes == ["best-00000001 is damaged (optimizer.safetensors is missing) and was passed over"]
