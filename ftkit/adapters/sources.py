@@ -132,6 +132,14 @@ def plan_recipe(run: Path) -> Recipe:
         return parse_recipe((run / PLAN).read_text(encoding="utf-8"), str(run / PLAN), base=run)
 
 
+_TYPES: dict[str, tuple[Any, str]] = {
+    "peft_type": (str, "a name"),
+    "base_model_name_or_path": ((str, type(None)), "a name"),
+    "rank_pattern": ((dict, type(None)), "a mapping"),
+    "alpha_pattern": ((dict, type(None)), "a mapping"),
+}
+
+
 def _read_adapter(path: Path) -> Trained:
     with readable(path / CONFIG):
         config = dict(read_json(path / CONFIG))
@@ -139,10 +147,10 @@ def _read_adapter(path: Path) -> Trained:
         hint = f"Convert it: ftkit adapters convert {shlex.quote(str(path))} --to ftkit --output DIR" if "config" in config else ""
         whose = "is an adapter of AdapterHub's library" if hint else "is no adapter of PEFT (it has no `peft_type`)"
         raise RunFolderError(Problem(message=whose, place=str(path / CONFIG), hint=hint))
-    for key, types in (("peft_type", str), ("base_model_name_or_path", (str, type(None)))):
+    for key, (types, expected) in _TYPES.items():
         if not isinstance(config.get(key), types):
             hint = "Restore the file from a copy, or export the adapter again"
-            message = f"`{key}` is {shorten(config[key])}, expected a name"
+            message = f"`{key}` is {shorten(config[key])}, expected {expected}"
             raise RunFolderError(Problem(message=message, place=str(path / CONFIG), hint=hint))
     if not (path / WEIGHTS).is_file():
         pickled = next((name for name in PICKLED if (path / name).is_file()), "")

@@ -296,4 +296,16 @@ def finished_results(folder: Path) -> dict[str, Any]:
     if not WEIGHTS.fullmatch(results["weights"]):
         message = f"`weights` is {results['weights']!r}, expected a checkpoint of the run (checkpoints/best-00000080)"
         raise _refused(folder / RESULTS, message, "Restore the file from a copy, or train again with --overwrite")
+    with readable(folder / RESULTS):
+        _refuse_other_types(results)
     return results
+
+
+def _refuse_other_types(results: Mapping[str, Any]) -> None:
+    """Raises TypeError for an entry that those who read it could not go into."""
+    splits = results.get("splits", {})
+    mappings = [splits, *(results.get(key, {}) for key in ("parameters", "seconds", "exports"))]
+    mappings += [part for split in dict(splits).values() for part in (split, split.get("metrics", {}))]
+    lists = [results.get(key, []) for key in ("notes", "gates", "artifacts", "phases")]
+    if not all(isinstance(value, dict) for value in mappings) or not all(isinstance(value, list) for value in lists):
+        raise TypeError

@@ -76,15 +76,19 @@ def _check_weights(saved: Mapping[str, Tensor], container: str, config: AdapterC
 def _check_shape(config: AdapterConfig, file: Path) -> None:
     """Raises ModelError for values of which no adapter can be built."""
     names: dict[str, Collection[str]] = {"placement": OUTPUT_PLACES, "activation": ACTIVATIONS, "layer_norm": LAYER_NORMS}
-    wrong = [(name, f"one of {', '.join(known)}") for name, known in names.items() if getattr(config, name) not in known]
+    wrong = [(name, f"one of {', '.join(known)}") for name, known in names.items() if getattr(config, name) not in list(known)]
     sizes = ("bottleneck", "reduction_factor", "kronecker_terms", "rank")
-    wrong += [(name, "a number above 0") for name in sizes if (value := getattr(config, name, None)) is not None and not value > 0]
+    wrong += [(name, "a number above 0") for name in sizes if not _is_size(getattr(config, name, None))]
     messages = [f"`{name}` is {getattr(config, name)!r}, expected {expected}" for name, expected in wrong]
     if config.bottleneck is None and config.reduction_factor is None:
         messages.append("`bottleneck` and `reduction_factor` are both missing")
     if messages:
         hint = "Export that adapter again"
         raise ModelError([Problem(message=message, place=str(file), key=KEY, hint=hint) for message in messages])
+
+
+def _is_size(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0)
 
 
 def _by_module(saved: Mapping[str, Tensor], container: str) -> dict[str, dict[str, Tensor]]:

@@ -30,8 +30,8 @@ FEWEST = 10
 """Inputs that are tried however slow the machine is."""
 
 
-def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
-    """Tries inputs for about so long. Raises what came out of the target, with the input in its notes."""
+def with_hypothesis(name: str, seconds: float, seed: int, fewest: int = FEWEST) -> Counter[str]:
+    """Tries inputs for about so long, and so many at least. Raises what came out of the target, with the input in its notes."""
     from generators import strategies
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as seeded
@@ -42,7 +42,7 @@ def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
     end = time.monotonic() + seconds
 
     def attempt(data: bytes) -> None:
-        if time.monotonic() < end or failing or sum(counts.values()) < FEWEST:
+        if time.monotonic() < end or failing or sum(counts.values()) < fewest:
             failing.append(data)
             counts["taken" if target(data) else "refused"] += 1
             failing.pop()
@@ -56,7 +56,7 @@ def with_hypothesis(name: str, seconds: float, seed: int) -> Counter[str]:
         report_multiple_bugs=False,
     )
     failing: list[bytes] = []
-    while time.monotonic() < end or sum(counts.values()) < FEWEST:
+    while time.monotonic() < end or sum(counts.values()) < fewest:
         try:
             seeded(seed)(options(given(strategy)(attempt)))()
         except Exception as error:

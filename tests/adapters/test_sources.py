@@ -176,6 +176,7 @@ DAMAGED: list[tuple[Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
     (dict, {"lora_alpha": math.nan}, "`lora_alpha` is nan, expected a number"),
     (dict, {"peft_type": ["LORA"]}, r"`peft_type` is \['LORA'\], expected a name"),
     (dict, {"base_model_name_or_path": 5}, "`base_model_name_or_path` is 5, expected a name"),
+    (dict, {"rank_pattern": 1}, "`rank_pattern` is 1, expected a mapping"),
 ]
 
 

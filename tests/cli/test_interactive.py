@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,7 @@ class Terminal:
         while not until or self.seen.count(until) < times:
             if not select.select([self._terminal], [], [], max(0.0, limit - time.monotonic()))[0]:
                 os.kill(self.process, signal.SIGKILL)
+                os.waitpid(self.process, 0)
                 pytest.fail(f"nothing more came from the terminal: {(before, self.seen)}")
             try:
                 block = os.read(self._terminal, 4096)
@@ -189,7 +191,11 @@ class Terminal:
             self.seen += block
         return re.sub(r"\x1b\[\??\w*", "", self.seen.decode(errors="replace"))
 
-    def type(self, text: str) -> None:
+    def type(self, text: str, *, at_prompt: bool = True) -> None:
+        # Between the prompt and the start of line editing the terminal would take Ctrl-D for a character.
+        until = time.monotonic() + 20
+        while at_prompt and termios.tcgetattr(self._terminal)[3] & termios.ICANON and time.monotonic() < until:
+            time.sleep(0.01)
         os.write(self._terminal, text.encode())
 
     def ended(self) -> int:
@@ -222,7 +228,7 @@ def test_ctrl_c_ends_the_answer_and_keeps_the_session(run_of: Any) -> None:
     terminal.type("w1 w2\n")
     # The answer comes while it is written: these words are there long before its end.
     terminal.read(until=b" w", times=20)
-    terminal.type("\x03")
+    terminal.type("\x03", at_prompt=False)
     rest = terminal.read(until=PROMPT)
     assert len(rest.split()) < tokens / 2
     assert "as long as it may be" not in rest

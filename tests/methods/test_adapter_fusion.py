@@ -21,6 +21,7 @@ from ftkit.registry import METHODS
 from ftkit.run.planning import make_plan_here
 from ftkit.tuners.adapter import drop_adapters
 from ftkit.tuners.adapter_fusion import fusions
+from ftkit.tuners.fusion_members import read_member
 from ftkit.tuners.wrap import load_adapter
 from tests.methods.adapter_reference import INSTALL
 from tests.methods.cases import LABELS, batch_of, facts_of, fresh_model, logits_of, make_method, train
@@ -244,6 +245,14 @@ def test_members_of_which_no_adapter_can_be_built_are_refused(changes: dict[str,
     with pytest.raises(ModelError, match=re.escape(message)) as caught:
         fused(paths)
     assert caught.value.problems[0].place.endswith("adapter_config.json")
+
+
+@pytest.mark.parametrize(("key", "value"), [("placement", []), ("reduction_factor", "8"), ("bottleneck", [])])
+def test_settings_of_other_types_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    path = member(tmp_path / "1")
+    change_config(path, **{key: value})
+    with pytest.raises(ModelError, match=re.escape(f"`{key}` is {value!r}, expected")):
+        read_member(path, json.loads((path / "adapter_config.json").read_text(encoding="utf-8")))
 
 
 def test_members_at_other_blocks_are_refused(tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def test_folders_that_are_no_finished_run(run_folder: Path, tmp_path: Path) -> N
         ftkit.load(run_folder)
 
 
+@pytest.mark.parametrize("change", [{"splits": 1}, {"splits": {"test": []}}, {"splits": {"test": {"metrics": 2}}}, {"gates": {}}])
+def test_results_of_other_types_are_named(run_folder: Path, change: dict[str, Any]) -> None:
+    (run_folder / "results.json").write_text(json.dumps({**results(run_folder), **change}))
+    with pytest.raises(RunFolderError, match=r"results\.json: cannot be read \(not what ftkit wrote"):
+        ftkit.load(run_folder)
+
+
 @pytest.mark.parametrize("name", ["results.json", "plan.yaml", "lock.json", "task.json"])
 @pytest.mark.parametrize("damage", ["truncate", "garbage", "list", "deep", "folder"])
 def test_damaged_run_files_are_named(run_folder: Path, name: str, damage: str) -> None:
