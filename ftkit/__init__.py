@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         merge_adapters,
         plan,
         rerun,
+        smoke,
         train,
         validate,
     )
@@ -66,6 +67,7 @@ __all__ = [
     "merge_adapters",
     "plan",
     "rerun",
+    "smoke",
     "train",
     "validate",
 ]

@@ -82,6 +82,18 @@ def train(
     return run_train(recipe, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)
 
 
+def smoke(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
+    """Tries the whole life of a recipe on few rows, in a folder that goes in the end; see `ftkit.run.smoke`.
+
+    Trains four steps, is killed in the third, resumes, exports, reloads, evaluates and predicts. Raises what `train` would raise, with the
+    name of the stage.
+    """
+    quiet_libraries()
+    from ftkit.run.smoke import smoke as try_out
+
+    return try_out(recipe, observer=observer, allow_code=allow_code)
+
+
 def load(run: str | Path, overrides: Sequence[str] = (), *, drop_blocks: int = 0, allow_code: bool = False) -> Predictor:
     """The model of a finished run: `.predict(rows)`, `.session()` and `.evaluate(split)`.
 
