@@ -53,6 +53,17 @@ def doctor(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool
     return examine(make_plan_here(recipe), stage=watching.stage, allow_code=allow_code).to_json()
 
 
+def doctor_resume(run: str | Path, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
+    """Whether resuming a run is exact on this machine: trains a stretch of it again, and compares bit by bit; see `ftkit.run.replaying`.
+
+    The run is only read. Raises RunFolderError where there is nothing to compare, or where data, tokenizer or base model are others.
+    """
+    quiet_libraries()
+    from ftkit.run.replaying import prove_resuming
+
+    return prove_resuming(Path(run), observer=observer, allow_code=allow_code)
+
+
 def inspect(recipe: Recipe, *, split: str = "train", rows: int = 3) -> list[dict[str, Any]]:
     """The first rows of a split, token by token with labels and masks, as the model will see them."""
     from ftkit.run.planning import inspect_rows
