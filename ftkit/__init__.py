@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         diff,
         diff_adapters,
         doctor,
+        doctor_resume,
         export,
         extract_lora,
         fuse_adapters,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         merge_adapters,
         plan,
         rerun,
+        smoke,
         train,
         validate,
     )
@@ -52,6 +54,7 @@ __all__ = [
     "diff",
     "diff_adapters",
     "doctor",
+    "doctor_resume",
     "export",
     "extract_lora",
     "fuse_adapters",
@@ -66,6 +69,7 @@ __all__ = [
     "merge_adapters",
     "plan",
     "rerun",
+    "smoke",
     "train",
     "validate",
 ]

@@ -53,6 +53,17 @@ def doctor(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool
     return examine(make_plan_here(recipe), stage=watching.stage, allow_code=allow_code).to_json()
 
 
+def doctor_resume(run: str | Path, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
+    """Whether resuming a run is exact on this machine: trains a stretch of it again, and compares bit by bit; see `ftkit.run.replaying`.
+
+    The run is only read. Raises RunFolderError where there is nothing to compare, or where data, tokenizer or base model are others.
+    """
+    quiet_libraries()
+    from ftkit.run.replaying import prove_resuming
+
+    return prove_resuming(Path(run), observer=observer, allow_code=allow_code)
+
+
 def inspect(recipe: Recipe, *, split: str = "train", rows: int = 3) -> list[dict[str, Any]]:
     """The first rows of a split, token by token with labels and masks, as the model will see them."""
     from ftkit.run.planning import inspect_rows
@@ -80,6 +91,18 @@ def train(
 
     folder = Path(output) if output is not None else None
     return run_train(recipe, output=folder, resume=resume, overwrite=overwrite, observer=observer, allow_code=allow_code)
+
+
+def smoke(recipe: Recipe, *, observer: Observer | None = None, allow_code: bool = False) -> dict[str, Any]:
+    """Tries the whole life of a recipe on few rows, in a folder that goes in the end; see `ftkit.run.smoke`.
+
+    Trains four steps, is killed in the third, resumes, exports, reloads, evaluates and predicts. Raises what `train` would raise, with the
+    name of the stage.
+    """
+    quiet_libraries()
+    from ftkit.run.smoke import smoke as try_out
+
+    return try_out(recipe, observer=observer, allow_code=allow_code)
 
 
 def load(run: str | Path, overrides: Sequence[str] = (), *, drop_blocks: int = 0, allow_code: bool = False) -> Predictor:

@@ -27,7 +27,7 @@ EXIT_CODES = {
     1: "internal error, or an export that failed its check",
     2: "the recipe, the data, the model or the run folder is not usable as given",
     3: "training diverged (a loss or gradient that is not a finite number)",
-    4: "a gate of `expect:` was not met, or a rerun came out otherwise",
+    4: "a gate of `expect:` was not met, or a rerun or a replay came out otherwise",
     5: "out of memory",
     130: "interrupted (SIGINT); a checkpoint was written",
     143: "terminated (SIGTERM); a checkpoint was written",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,13 +39,26 @@ def train(
         int,
         typer.Option("--nproc", metavar="N", min=1, max=1024, help="Train in N processes of this machine, one for each GPU."),
     ] = 1,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            help="Try the whole life of the recipe on few rows, in about a minute: train 4 steps, evaluate, save, kill, resume, export, "
+            "reload, predict. Nothing is left behind.",
+        ),
+    ] = False,
 ) -> None:
     """Train, evaluate and export what a recipe says.
 
     Ends with exit code 4 if a gate of `expect:` is not met.
     """
-    refuse_both(resume=resume, overwrite=overwrite)
     world = launched_world()
+    if smoke:
+        given = {"--resume": resume, "--overwrite": overwrite, "--output": output, "--junit": junit, "--nproc": processes > 1}
+        _refuse_beside_smoke([option for option, value in given.items() if value], world)
+        _smoke(recipe, overrides, quiet=quiet, as_json=as_json, plugins=plugins, allow_code=allow_code)
+        return
+    refuse_both(resume=resume, overwrite=overwrite)
     if processes > 1:
         if world.several:
             raise typer.BadParameter(f"--nproc {processes}: a launcher has started {world.size} processes already")
@@ -85,6 +99,33 @@ def train(
         if quiet:
             _report_warning(result.results)
     raise typer.Exit(result.exit_code)
+
+
+def _refuse_beside_smoke(options: Sequence[str], world: World) -> None:
+    if options:
+        message = (
+            f"--smoke takes no {' and no '.join(options)}: it runs in a folder of its own, which goes in the end, in one process"
+        )
+        raise typer.BadParameter(message)
+    if world.several:
+        raise typer.BadParameter(f"--smoke starts its processes itself, and a launcher has started {world.size}")
+
+
+def _smoke(
+    recipe: Path, overrides: Sequence[str] | None, *, quiet: bool, as_json: bool, plugins: Sequence[Path] | None, allow_code: bool
+) -> None:
+    load_plugins(plugins)
+    from ftkit import api
+    from ftkit.cli.display import make_progress
+    from ftkit.cli.smoke_view import print_smoke
+
+    checked = api.load_recipe(recipe_file(recipe), overrides or ())
+    with make_progress(as_json=as_json or quiet) as display:
+        report = api.smoke(checked, observer=display, allow_code=allow_code)
+    if as_json:
+        emit(report)
+    elif not quiet:
+        print_smoke(report)
 
 
 def _agreeing(world: World) -> AbstractContextManager[Any]:

@@ -40,11 +40,18 @@ def diff_runs(a: Path, b: Path) -> dict[str, Any]:
         "recipe": [{"key": key, "a": was, "b": now} for key, (was, now) in changed_values(before["plan"], after["plan"]).items()],
         "data": _differing("split", old["training"]["data"], new["training"]["data"]),
         "model_files": _differing("file", old["model_files"], new["model_files"]),
-        "versions": _differing("name", old["versions"], new["versions"]),
-        "environment": _differing("name", _environment(old), _environment(new)),
+        **diff_surroundings(old, new),
         "metrics": list(_metrics(before["results"]["splits"], after["results"]["splits"])),
         "resources": _resources(before["results"], after["results"]),
         "weights": _weights(before["results"], after["results"]),
+    }
+
+
+def diff_surroundings(old: Parts, new: Parts) -> dict[str, Differing]:
+    """In what two locks differ around the training: `versions` and `environment`, see `diff_runs`."""
+    return {
+        "versions": _differing("name", old["versions"], new["versions"]),
+        "environment": _differing("name", _environment(old), _environment(new)),
     }
 
 

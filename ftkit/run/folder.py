@@ -203,6 +203,22 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
+@contextmanager
+def unchanging(path: Path) -> Iterator[None]:
+    """Keeps ftkit from working on a run while it is read, without writing to it. Raises RunFolderError if a process works on it."""
+    if sys.platform == "win32" or not (path / ".lock").is_file():
+        yield
+        return
+    import fcntl
+
+    with (path / ".lock").open("rb") as guard:
+        try:
+            fcntl.flock(guard, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            raise _refused(path, "another process is working on this run", "Wait for it to end, or stop it") from None
+        yield
+
+
 def run_around(adapter: Path) -> Path | None:
     """The run that an adapter was exported into."""
     run = adapter.absolute().parent.parent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,15 @@ def _recipe_of(folder: Path) -> tuple[Recipe, dict[str, Any]]:
     if results["status"] not in FINISHED or "derived" in results:
         what = "was made of other runs, not trained" if "derived" in results else f"is not finished (status: {results['status']})"
         raise RunFolderError(Problem(message=f"the run {what}", place=str(folder), hint="Give one that `ftkit train` finished"))
+    return planned_recipe(folder, str(results["recipe"]))
+
+
+def planned_recipe(folder: Path, name: str, overrides: Sequence[str] = ()) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that a run's plan is, without gates, and the run's lock. name: of the recipe. Raises RunFolderError, RecipeError."""
     with readable(folder / LOCK):
         lock = dict(read_json(folder / LOCK))
         base = Path(lock["training"]["folder"])
     with readable(folder / PLAN):
         text = (folder / PLAN).read_text(encoding="utf-8")
-    recipe = parse_recipe(text, str(folder / PLAN), ["expect={}"], base=base)
-    named = replace(recipe.origin, name=str(results["recipe"]))
-    return recipe.model_copy(update={"origin": named}), lock
+    recipe = parse_recipe(text, str(folder / PLAN), ["expect={}", *overrides], base=base)
+    return recipe.model_copy(update={"origin": replace(recipe.origin, name=name)}), lock

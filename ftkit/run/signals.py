@@ -38,9 +38,9 @@ class SignalGuard:
 
 
 @contextmanager
-def raising_signals() -> Iterator[None]:
+def raising_signals(remark: str = "nothing is lost. Continue with --resume") -> Iterator[None]:
     """While it lasts, SIGINT and SIGTERM end what runs with an InterruptedRunError: where nothing is half done, as in loading and
-    exporting, there is nothing to wait for. Does nothing outside the main thread."""
+    exporting, there is nothing to wait for. Does nothing outside the main thread. remark: what to say of the state of things."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -49,7 +49,7 @@ def raising_signals() -> Iterator[None]:
 
     def end(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        raised.append(InterruptedRunError(f"{name} received; nothing is lost. Continue with --resume", exit_code=128 + number))
+        raised.append(InterruptedRunError(f"{name} received; {remark}", exit_code=128 + number))
         raise raised[0]
 
     before = {number: signal.signal(number, end) for number in SIGNALS}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,7 @@ from ftkit.run.training import Outcome, TrainingSession
 from ftkit.run.wiring import Prepared, encode_splits, load_weights, make_accelerator, prepare_model, prepare_processor
 from ftkit.run.world import HOW_TO_START, launched_world, refuse_other_size
 from ftkit.secrets import redacted
+from ftkit.tasks.base import Task
 
 FEW_STEPS = 50
 """Fewer leave the learning rate's schedule hardly time to rise and fall."""
@@ -81,10 +84,12 @@ def train(
     observer: Observer | None = None,
     allow_code: bool = False,
     same_as: tuple[Path, dict[str, Any]] | None = None,
+    take: Callable[[Splits, Task], Splits] | None = None,
 ) -> RunResult:
     """Trains what the recipe says and returns the finished run. Raises FtkitError; nothing that exists is lost.
 
     same_as: folder and lock of a run; raises RunFolderError, before anything is written, if this one would not train the same.
+    take: the rows to use of those that the recipe names, from which the task has learned (all).
     In a process of several that is not the main one, the results are empty and the exit code is 0.
     """
     world = launched_world()
@@ -97,7 +102,7 @@ def train(
     if recipe.earlier:
         path = output or Path(make_plan_here(recipe).recipe.output)
         options: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "observer": watching, "allow_code": allow_code}
-        recipe, phases = train_earlier(recipe, path.absolute(), train, **options)
+        recipe, phases = train_earlier(recipe, path.absolute(), partial(train, take=take), **options)
     with ExitStack() as stack:
         with meeting.agreeing() as said:
             plan = make_plan_here(recipe)
@@ -111,6 +116,7 @@ def train(
             task = plan.task()
             task.allow_code = allow_code
             splits = load_splits(plan.recipe.data, task, recipe.origin.base, watching)
+            splits = splits if take is None else take(splits, task)
             digests = splits.fingerprints(watching)
             if baseline is not None:
                 refuse_other_rows(baseline, plan.recipe, gated_split(digests), digests.get(gated_split(digests)))

@@ -164,8 +164,16 @@ class TrainingSession:
             log.close()
             return self._outcome(stopped_early=False)
         try:
-            stopped = self._restore(log)
-            return self._train(log) if not stopped else self._outcome(stopped_early=True)
+            return self._outcome(stopped_early=self._restore(log) or self._train(log))
+        finally:
+            log.close()
+
+    def replay(self, until: int) -> None:
+        """Goes on as `run` does, but only to a checkpoint after the step `until`."""
+        log = MetricsLog(self.folder.path / METRICS, writes=self.folder.writes)
+        try:
+            if not self._restore(log):
+                self._train(log, until=until)
         finally:
             log.close()
 
@@ -213,7 +221,8 @@ class TrainingSession:
         batch = to_device(self.trainer.batches.load(indices), self.accelerator.device)
         return task.loss(task.forward(self._bare, batch), batch) / max(1, task.target_count(batch))
 
-    def _train(self, log: MetricsLog) -> Outcome:
+    def _train(self, log: MetricsLog, until: int | None = None) -> bool:
+        """Whether it stopped early. until: the step to end after, with a checkpoint."""
         trainer, best = self.trainer, self.recipe.train.best_metric
         names = [metric.name for metric in self.prepared.task.metrics()]
         first = trainer.position.step
@@ -240,12 +249,15 @@ class TrainingSession:
                 else:
                     # A signal may have reached one process only, and all have to stop at the same step.
                     received = processes.largest(int(guard.received or 0))
-                    if event.checkpoint_due or received:
+                    arrived = event.step == until
+                    if event.checkpoint_due or received or arrived:
                         self._save(log, stopped_early)
                     if received:
                         raise _interrupted(received, trainer.position.step, trainer.total_steps)
+                    if arrived:
+                        break
                 mark = time.perf_counter()
-        return self._outcome(stopped_early)
+        return stopped_early
 
     def try_batch(self, indices: np.ndarray) -> None:
         """Forward and backward over a batch of which nothing is kept; says so if memory asks for smaller parts."""

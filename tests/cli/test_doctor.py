@@ -83,3 +83,38 @@ def test_a_recipe_that_does_not_hold_is_an_error_of_its_own(ftkit: Run, model: P
     ended = ftkit("doctor", "r.yaml", "train.epohcs=2")
     assert ended.code == 2
     assert "epohcs" in ended.err
+
+
+def test_doctor_resume_proves_a_run(ftkit: Run, folder: Path, recipe: Path) -> None:
+    options = ["export=[]", "train.max_steps=4", "train.checkpoint_every={steps: 2}", "train.keep_checkpoints=2"]
+    assert ftkit("train", recipe, *options, "--output", "run", "--quiet").code == 0
+    ended = ftkit("doctor", "resume", "run")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith(
+        f"exact: steps 3 to 4 of {folder / 'run'}, trained again from the checkpoint of step 2, came out the same"
+    )
+    assert " lines of metrics.jsonl, " in ended.out.splitlines()[1]
+    state = Path("run/lock.json")
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    log = Path("run/metrics.jsonl")
+    lines = log.read_text().splitlines(keepends=True)
+    number = next(number for number, line in enumerate(lines) if '"step": 3' in line)
+    lines[number] = lines[number].replace('"loss": 0.', '"loss": 1.')
+    log.write_text("".join(lines))
+    ended = ftkit("doctor", "resume", "run")
+    assert ended.code == 4
+    assert ended.out.startswith("NOT EXACT: steps 3 to 4 of ")
+    assert "the first step whose loss differs: 3 (1." in ended.out
+    assert "world_size: 2 in the run, 1 now" in ended.out
+    report = ftkit("doctor", "resume", "run", "--json").document()
+    assert (report["exit_code"], report["differences"]["loss"]["step"]) == (4, 3)
+
+
+def test_doctor_resume_needs_a_run(ftkit: Run, folder: Path) -> None:
+    assert "there is no such folder" in ftkit("doctor", "resume", "nowhere").err
+    for words in ([], ["one", "two"]):
+        ended = ftkit("doctor", "resume", *words)
+        assert (ended.code, "takes one run folder" in ended.err) == (2, True)
+    Path("resume").write_text("model: nowhere\n", encoding="utf-8")
+    assert "nowhere" not in ftkit("doctor", "resume", "a-run").err
+    assert ftkit("doctor", "resume").err.startswith("error: resume")
