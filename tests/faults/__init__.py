@@ -1,1 +1,1 @@
-"""Faults on purpose: kills, signals, full disks, damaged files, changed inputs, numbers that are none. `scripts/reliability.py` runs all."""
+"""Faults on purpose: kills, signals, full disks, damaged files, changed inputs. `scripts/reliability.py` tries them all."""
