@@ -249,8 +249,8 @@ def test_members_of_which_no_adapter_can_be_built_are_refused(changes: dict[str,
 
 @pytest.mark.parametrize(("key", "value"), [("placement", []), ("reduction_factor", "8"), ("bottleneck", [])])
 def test_settings_of_other_types_are_refused(key: str, value: Any, tmp_path: Path) -> None:
-    path = member(tmp_path / "1")
-    change_config(path, **{key: value})
+    path = Path(member(tmp_path / "1"))
+    change_config(str(path), **{key: value})
     with pytest.raises(ModelError, match=re.escape(f"`{key}` is {value!r}, expected")):
         read_member(path, json.loads((path / "adapter_config.json").read_text(encoding="utf-8")))
 

@@ -1,0 +1,1 @@
+"""Faults on purpose: kills, signals, full disks, damaged files, changed inputs. `scripts/reliability.py` tries them all."""
