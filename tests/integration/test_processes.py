@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 RecipeFile = Callable[..., Path]
 
@@ -41,45 +38,6 @@ def run(arguments: list[str], environment: dict[str, str], code: str | None = No
     process = ftkit_process(arguments, environment, code)
     out, err = process.communicate(timeout=240)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    results = json.loads((folder / "results.json").read_text())
-    return load_file(folder / results["weights"] / "trainable.safetensors")
-
-
-SLOW = (
-    "{epochs: 5.0, batch_size: 2, gradient_accumulation_steps: 2, learning_rate: 1e-3, "
-    "checkpoint_every: {steps: 3}, evaluate_every: {steps: 7}}"
-)
-
-
-def test_r2_kill_9_at_a_random_moment_then_resume_is_bit_exact(
-    recipe_file: RecipeFile, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    recipe = str(recipe_file(train=SLOW, method="full"))
-    assert run(["train", recipe, "--output", str(tmp_path / "straight"), "--quiet"], environment).returncode == 0
-    generator = random.Random(os.getpid())
-    kills = 0
-    for attempt in range(10):
-        process = ftkit_process(["train", recipe, "--output", str(tmp_path / "killed"), "--resume", "--quiet"], environment)
-        metrics = tmp_path / "killed" / "metrics.jsonl"
-        target = (metrics.stat().st_size if metrics.exists() else 0) + generator.randrange(1, 4000)
-        while process.poll() is None and (attempt == 9 or not metrics.exists() or metrics.stat().st_size < target):
-            time.sleep(0.005)
-        if process.poll() is None:
-            process.kill()
-            kills += 1
-        _, error = process.communicate(timeout=60)
-        assert process.returncode in (0, -signal.SIGKILL), error
-        if process.returncode == 0:
-            break
-    assert kills >= 1
-    assert process.returncode == 0
-    assert (tmp_path / "straight" / "metrics.jsonl").read_bytes() == (tmp_path / "killed" / "metrics.jsonl").read_bytes()
-    expected, found = weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed")
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
