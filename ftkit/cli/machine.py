@@ -31,7 +31,10 @@ def env(as_json: AsJson = False) -> None:
         say(f"  {line}")
     if report["untested"]:
         say()
-    machine = {**report["machine"], "gpus": "; ".join(report["machine"]["gpus"]) or "none"}
+    machine = {
+        **{name: value for name, value in report["machine"].items() if value is not None},
+        "gpus": "; ".join(report["machine"]["gpus"]) or "none",
+    }
     print_facts({name.replace("_", " "): value for name, value in machine.items()}, title="Machine")
     if report["variables"]:
         print_facts(report["variables"], title="Environment variables")

@@ -8,6 +8,10 @@ from typing import Any
 from ftkit.cli.output import one_line, say, shown_number
 
 MOST_SHOWN = 10
+ADVICE = (
+    "Rounding depends on the machine, the versions and the number of threads (OMP_NUM_THREADS): repeat it with those of the run. "
+    "If nothing of these is other, please report it with the output of `ftkit env`"
+)
 NAMES = {"trainable": "of the trained parameters", "optimizer": "of the optimizer", "method": "of the method"}
 """What the tensors of a file are."""
 
@@ -22,6 +26,8 @@ def print_replay(report: Mapping[str, Any]) -> None:
     say(f"compared: {_compared(report['compared'])}")
     for line in [*_differences(report["differences"]), *_surroundings(report)]:
         say(f"  {line}")
+    if not report["exact"]:
+        say(ADVICE)
     for note in report["notes"]:
         say(f"note: {one_line(note)}")
 

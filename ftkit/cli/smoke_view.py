@@ -40,6 +40,12 @@ def _trained(stage: Facts) -> str:
     return f"{phases}{stage['steps']} steps, evaluated, saved at {stage['checkpoint']}"
 
 
+def _resumed(stage: Facts) -> str:
+    first = stage["from_step"] + 1
+    again = f", step {first} as it was before the kill, bit by bit" if stage["exact"] else ""
+    return f"steps {first} to {stage['to_step']}{again}"
+
+
 def _exported(stage: Facts) -> str:
     parts = [
         f"{form} (logits differ by {shown_number(fact['max_abs_difference'])} in a new process)"
@@ -56,7 +62,7 @@ _SHOWN: Mapping[str, Callable[[Facts], str]] = {
     "read": _read,
     "train": _trained,
     "kill": lambda stage: f"{stage['signal']} in step {stage['in_step']}",
-    "resume": lambda stage: f"steps {stage['from_step'] + 1} to {stage['to_step']}, evaluated, saved",
+    "resume": _resumed,
     "export": _exported,
     "reload": lambda stage: "from the base and the best weights",
     "evaluate": _evaluated,

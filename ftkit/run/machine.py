@@ -35,13 +35,14 @@ def _version(name: str) -> str | None:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Operating system, processor, cores, memory and GPUs."""
+    """Operating system, processor, cores, threads of a torch that is loaded (else None), memory and GPUs."""
     import psutil
 
     return {
         "system": f"{platform.system()} {platform.release()}",
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads() if (torch := sys.modules.get("torch")) else None,
         "memory_mib": psutil.virtual_memory().total // 2**20,
         "gpus": gpus(),
     }

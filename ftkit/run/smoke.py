@@ -33,6 +33,9 @@ from ftkit.run.smoke_slice import CHECKPOINT, STEPS, changes, slice_of, smaller_
 if TYPE_CHECKING:
     from ftkit.run.predictor import Predictor
 
+Line = dict[str, Any]
+"""An entry of metrics.jsonl."""
+
 KILLED_IN = CHECKPOINT + 1
 PREDICTED = 4
 """Rows."""
@@ -139,10 +142,11 @@ class _Life:
         self.stages[-1]["seconds"] = round(killed[0]["time"] - begin, 3)
         self._add("kill", over - killed[0]["time"], {"signal": "SIGKILL", "in_step": KILLED_IN})
         with self._stage("resume") as facts:
-            before = self._log_until_checkpoint()
+            before, cut = self._killed_log()
             second = self._finished("second", resume=True)
-            self._check_it_went_on(second, before)
-            facts |= {"from_step": CHECKPOINT, "to_step": STEPS}
+            again = self._check_it_went_on(second, before)
+            self._check_it_went_on_the_same(cut, again)
+            facts |= {"from_step": CHECKPOINT, "to_step": STEPS, "exact": again == cut}
         self._divide_off_exports(second)
 
     def _train_at_once(self) -> None:
@@ -172,23 +176,38 @@ class _Life:
             raise_error(ended)
         return ended
 
-    def _log_until_checkpoint(self) -> bytes:
-        """What metrics.jsonl held when the checkpoint was written; raises FtkitError unless the killed run left that, and more."""
+    def _killed_log(self) -> tuple[bytes, Line]:
+        """What metrics.jsonl held when the checkpoint was written, and the line of the step in which the run was killed.
+
+        Raises FtkitError unless the killed run left both.
+        """
         from ftkit.training.checkpoint import RESUMABLE, complete_checkpoints
 
         found, _ = complete_checkpoints(self.run / "checkpoints", RESUMABLE)
         if not found or found[-1].step != CHECKPOINT:
             raise FtkitError(f"the run that was killed in step {KILLED_IN} left no checkpoint of step {CHECKPOINT}", hint=REPORT_IT)
-        return (self.run / METRICS).read_bytes()[: int(found[-1].state()["metrics_bytes"])]
+        log = (self.run / METRICS).read_bytes()
+        return log[: int(found[-1].state()["metrics_bytes"])], _steps(log)[KILLED_IN]
 
-    def _check_it_went_on(self, ended: Ended, before: bytes) -> None:
-        """Raises FtkitError unless the resumed run added the steps after the checkpoint to what there was, and nothing else."""
+    def _check_it_went_on(self, ended: Ended, before: bytes) -> Line:
+        """The line of the step that was repeated. Raises FtkitError unless the resumed run added the steps after the checkpoint to what
+        there was, and nothing else."""
         after = (self.run / METRICS).read_bytes()
-        steps = [line["step"] for line in map(parse_json, after.decode().splitlines()) if line["type"] == "step"]
+        steps = _steps(after)
         first = [event["first_step"] for event in ended.of("training")][-1:]
-        if not after.startswith(before) or steps != list(range(1, STEPS + 1)) or first != [CHECKPOINT]:
-            message = f"resumed from step {CHECKPOINT}, the run began after step {first}, and {METRICS} has the steps {steps}"
+        if not after.startswith(before) or list(steps) != list(range(1, STEPS + 1)) or first != [CHECKPOINT]:
+            message = f"resumed from step {CHECKPOINT}, the run began after step {first}, and {METRICS} has the steps {list(steps)}"
             raise FtkitError(message, hint=REPORT_IT)
+        return steps[KILLED_IN]
+
+    def _check_it_went_on_the_same(self, cut: Line, again: Line) -> None:
+        """Raises FtkitError if the step in which the run was killed has another loss when it is repeated; notes smaller differences."""
+        if not _equal(cut["loss"], again["loss"]):
+            both = f"{again['loss']} after resuming, and had {cut['loss']} before"
+            message = f"step {KILLED_IN} has the loss {both}: a checkpoint lacks something"
+            raise FtkitError(message, hint="Is there a method or task of your own that changes what it does not save?")
+        if cut != again:
+            self.notes.append(f"step {KILLED_IN} came out otherwise after resuming, in the last digits, as it does on some GPUs")
 
     def _divide_off_exports(self, ended: Ended) -> None:
         """Makes a stage of its own of what the last process did from its first export on."""
@@ -253,6 +272,11 @@ def _as_input(row: Mapping[str, Any], predictor: Predictor) -> dict[str, Any]:
         if not columns[name].target:
             found |= {source: value} if isinstance(source, str) else dict(zip(source, value, strict=True))
     return found
+
+
+def _steps(log: bytes) -> dict[int, Line]:
+    """The lines of optimizer steps, by step."""
+    return {line["step"]: line for line in map(parse_json, log.decode().splitlines()) if line["type"] == "step"}
 
 
 def _exports(stages: Sequence[str]) -> bool:

@@ -106,6 +106,8 @@ def test_doctor_resume_proves_a_run(ftkit: Run, folder: Path, recipe: Path) -> N
     assert ended.out.startswith("NOT EXACT: steps 3 to 4 of ")
     assert "the first step whose loss differs: 3 (1." in ended.out
     assert "world_size: 2 in the run, 1 now" in ended.out
+    assert "machine.threads" not in ended.out
+    assert "OMP_NUM_THREADS" in ended.out
     report = ftkit("doctor", "resume", "run", "--json").document()
     assert (report["exit_code"], report["differences"]["loss"]["step"]) == (4, 3)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import ftkit
@@ -119,8 +120,12 @@ def test_what_cannot_be_compared_is_refused(run: Path, tmp_path: Path) -> None:
             ftkit.doctor_resume(run)
     lock = json.loads((run / "lock.json").read_text())
     lock["training"]["world_size"] = 2
+    lock["machine"]["threads"] = 99
     (run / "lock.json").write_text(json.dumps(lock))
-    assert ftkit.doctor_resume(run)["environment"] == [{"name": "world_size", "a": 2, "b": 1}]
+    assert ftkit.doctor_resume(run)["environment"] == [
+        {"name": "machine.threads", "a": 99, "b": torch.get_num_threads()},
+        {"name": "world_size", "a": 2, "b": 1},
+    ]
     rows = (tmp_path / "train.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text(rows.replace("w1 ", "w2 "))
     with pytest.raises(RunFolderError, match=r"cannot be run again: .*the train rows") as caught:

@@ -42,6 +42,20 @@ class Forgetful(LoRA):
 """
 """A method that changes frozen weights otherwise in each process."""
 
+UNSAVED = """
+import torch
+from ftkit.methods.lora import LoRA
+
+class Unsaved(LoRA):
+    name = "unsaved"
+
+    def after_step(self, model, step):
+        if step == 1:
+            with torch.no_grad():
+                dict(model.named_parameters())["base_model.model.bert.embeddings.word_embeddings.weight"].mul_(3)
+"""
+"""A method that changes frozen weights while it trains, and saves nothing of it."""
+
 BROKEN = """
 from ftkit.methods.lora import LoRA
 
@@ -110,6 +124,7 @@ def test_two_phases_of_a_tagger_live_their_whole_life(tmp_path: Path, temporary:
     stages = by_name(report)
     assert list(stages) == ALL
     assert (stages["train"]["phases"], stages["kill"]["in_step"], stages["predict"]["rows"]) == (2, 3, 4)
+    assert stages["resume"]["exact"]
     assert set(stages["export"]["exports"]) == {"adapter", "merged"}
     assert [process.code for process in ended] == [-signal.SIGKILL, 0]
     first, second = ended
@@ -143,6 +158,16 @@ def test_what_does_not_survive_loading_is_seen(recipe_file: RecipeFile, plugin: 
     plugin(FORGETFUL)
     with pytest.raises(ftkit.FtkitError, match=r"does not compute what the run did: .*stage: evaluate\)") as caught:
         ftkit.smoke(ftkit.load_recipe(recipe_file(method="forgetful")))
+    assert caught.value.exit_code == 1
+    assert not list(temporary.glob("ftkit-*"))
+
+
+def test_a_method_that_does_not_save_all_is_seen(recipe_file: RecipeFile, plugin: Callable[[str], None], temporary: Path) -> None:
+    plugin(UNSAVED)
+    with pytest.raises(
+        ftkit.FtkitError, match=r"step 3 has the loss .* before: a checkpoint lacks something \(stage: resume\)"
+    ) as caught:
+        ftkit.smoke(ftkit.load_recipe(recipe_file(method="unsaved")))
     assert caught.value.exit_code == 1
     assert not list(temporary.glob("ftkit-*"))
 
