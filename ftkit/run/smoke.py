@@ -40,8 +40,8 @@ KILLED_IN = CHECKPOINT + 1
 PREDICTED = 4
 """Rows."""
 
-TOLERANCE = 1e-6
-"""Largest relative difference between metrics of the run and of the reloaded one."""
+TOLERANCE, TOLERANCE_ON_GPU = 1e-6, 1e-2
+"""Largest relative difference between numbers of the run and of the resumed or reloaded one. GPUs sum in an order of their own."""
 
 REPORT_IT = "Please report this with the output of `ftkit env` and the recipe"
 
@@ -285,8 +285,11 @@ def _exports(stages: Sequence[str]) -> bool:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    import torch
+
     numbers = all(isinstance(value, (int, float)) for value in (a, b))
-    return math.isclose(a, b, rel_tol=TOLERANCE, abs_tol=TOLERANCE) if numbers else bool(a == b)
+    tolerance = TOLERANCE_ON_GPU if torch.cuda.is_available() else TOLERANCE
+    return math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance) if numbers else bool(a == b)
 
 
 def _name_stage(error: Exception, name: str) -> None:
