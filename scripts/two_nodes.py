@@ -260,7 +260,7 @@ def nobody_comes(machines: Machines, table: Table) -> None:
         waits = machines.start(number, "never", "--rendezvous-timeout", "5")
         end = ended(waits, time.monotonic(), 90)
         held = end.code == 2 and end.said.count("error:") == 1 and "within 5 s" in end.said
-        found = f"{end.code}: {end.said.strip().splitlines()[0][:160] if end.said.strip() else 'nothing said'}"
+        found = f"{end.code}: {' '.join(end.said.split())[:160]}"
         table.add(f"node {number} alone", "2 after 5 s, one message", found, held)
 
 

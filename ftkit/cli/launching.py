@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,8 @@ import typer
 
 from ftkit.run.cluster import Cluster
 from ftkit.run.world import World
+
+TORCH_LOG = "TORCH_CPP_LOG_LEVEL"
 
 Processes = Annotated[
     int | None,
@@ -61,8 +64,12 @@ def refuse_second_launch(world: World, cluster: Cluster) -> None:
 
 def start(arguments: Sequence[str], cluster: Cluster) -> int:
     """The exit code of `ftkit ARGUMENTS` in all processes of a cluster."""
+    # Torch reads this when it is imported. What the launcher finds wrong with connections it says itself.
+    chosen = os.environ.get(TORCH_LOG)
+    os.environ.setdefault(TORCH_LOG, "FATAL")
     from ftkit.cli.output import standard_output_for_children
     from ftkit.run.launching import launch
 
+    os.environ[TORCH_LOG] = chosen or "ERROR"
     with standard_output_for_children():
         return launch("ftkit.cli.app", arguments, cluster)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -42,8 +42,9 @@ def launch(module: str, arguments: Sequence[str], cluster: Cluster) -> int:
     If they end differently, it is that of the one that ended the others. Raises FtkitError if one was killed, if the other machines do not
     come or are lost, and with what a process of another machine said that ended this one's.
     """
-    # How the agent words what the processes themselves say better.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    # How the agent words what the processes themselves say better. Each of its loggers has a level of its own.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // cluster.nproc)))
     os.environ[LAUNCHER] = str(os.getpid())
     if cluster.nodes > 1:
@@ -69,6 +70,9 @@ def launch(module: str, arguments: Sequence[str], cluster: Cluster) -> int:
         code = 128 + int(ending.sigval)
         others.end(Words({agent.get_worker_group().workers[0].global_rank: code}))
         return code
+    except DistError as error:
+        # They were there a moment ago, and did not finish agreeing on ranks.
+        raise lost_error([rank for rank in range(cluster.nodes) if rank != cluster.node_rank], 1) from error
     return _one_code(words, others.end(words), meeting)
 
 
@@ -176,8 +180,7 @@ def _from_elsewhere(codes: dict[int, int], cause: int, text: str | None, where: 
     try:
         code = exit_code(codes)
     except FtkitError as killed:
-        killed.problems = [replace(problem, message=f"{where}, {problem.message}") for problem in killed.problems]
-        return killed
+        return FtkitError([replace(problem, message=f"{where}, {problem.message}") for problem in killed.problems])
     error = FtkitError(f"{where}: {text or f'process {cause} ended with exit code {code} ({EXIT_CODES[code]})'}")
     error.exit_code = code
     return error

@@ -204,7 +204,7 @@ class Others:
         until = time.monotonic() + SECONDS_FOR_A_WORD
         # The store goes with the machine that holds it, which therefore goes last.
         waits_for = set(self.ended) if self.cluster.node_rank == 0 else set()
-        while not self._cut and time.monotonic() < until and not (self._said and self._left >= waits_for):
+        while self.ended and not self._cut and time.monotonic() < until and not (self._said and self._left >= waits_for):
             self._wake.set()
             time.sleep(POLL_SECONDS)
 

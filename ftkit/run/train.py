@@ -360,7 +360,9 @@ class _Run:
         return RunResult(self.folder.path, self.results, code)
 
     def _record(self, status: str, exit_code: int, text: str) -> None:
+        if not self.folder.writes:
+            return
         text = redacted(text)
         logging.getLogger("ftkit").error("%s: %s", status, text)
-        if self.folder.writes and (self.folder.path / PLAN).is_file():
+        if (self.folder.path / PLAN).is_file():
             self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})
