@@ -66,6 +66,7 @@ def launch(module: str, arguments: Sequence[str], cluster: Cluster) -> int:
     meeting.processes = lambda: [int(worker.id) for worker in agent.get_worker_group().workers if worker.id]
     try:
         words = _words(agent.run(), meeting)
+        return _one_code(words, others.end(words), meeting)
     except SignalException as ending:
         code = 128 + int(ending.sigval)
         others.end(Words({agent.get_worker_group().workers[0].global_rank: code}))
@@ -73,7 +74,6 @@ def launch(module: str, arguments: Sequence[str], cluster: Cluster) -> int:
     except DistError as error:
         # They were there a moment ago, and did not finish agreeing on ranks.
         raise lost_error([rank for rank in range(cluster.nodes) if rank != cluster.node_rank], 1) from error
-    return _one_code(words, others.end(words), meeting)
 
 
 class _Agent(LocalElasticAgent):

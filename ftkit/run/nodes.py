@@ -171,7 +171,7 @@ class Others:
         self._left: set[int] = set()
         self._last: dict[int, Any] = {}
         self._words: Words | None = None
-        self._leaving = self._said = self._cut = False
+        self._leaving = self._said = self._cut = self._over = False
         self._port, self._wake = port, threading.Event()
         if self._ranks:
             threading.Thread(target=self._speak, name="other-machines", daemon=True).start()
@@ -207,13 +207,14 @@ class Others:
         while self.ended and not self._cut and time.monotonic() < until and not (self._said and self._left >= waits_for):
             self._wake.set()
             time.sleep(POLL_SECONDS)
+        self._over = True
 
     def _speak(self) -> None:
         host = self.cluster.host or "localhost"
         try:
             store = connect(host, self._port)
             number = 0
-            while True:
+            while not self._over:
                 number += 1
                 self._speak_once(store, number)
                 self._wake.wait(SECONDS_BETWEEN)
