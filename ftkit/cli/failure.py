@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import typer
 
 from ftkit.cli.output import STANDARD_OUTPUT, clean, console, emit, is_terminal, say, standard_output_for_documents
 from ftkit.errors import FtkitError, Problem
+from ftkit.files import json_text
 from ftkit.secrets import redacted
 
 USAGE_ERROR = 2
@@ -89,7 +93,18 @@ def _draw(problem: Problem, kind: str) -> None:
     console(sys.stderr).print(line, soft_wrap=True)
 
 
+def _tell_launcher(problems: Sequence[Problem]) -> None:
+    """Leaves what this process says where torch's launchers look for it: those of other machines tell it, too."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file or not problems:
+        return
+    text = "\n".join(str(problem) for problem in problems)
+    with suppress(OSError):
+        Path(file).write_text(json_text({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+
+
 def _report(kind: str, problems: Sequence[Problem], exit_code: int, as_json: bool) -> int:
+    _tell_launcher(problems)
     if not as_json or any(problem.place == STANDARD_OUTPUT for problem in problems):
         print_problems(problems)
         return exit_code

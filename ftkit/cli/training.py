@@ -12,9 +12,21 @@ import typer
 from ftkit.cli.ci import Junit, missed_problems, reported
 from ftkit.cli.failure import print_problems
 from ftkit.cli.github import annotate
+from ftkit.cli.launching import (
+    LauncherFile,
+    NodeRank,
+    Nodes,
+    Processes,
+    Rendezvous,
+    RendezvousTimeout,
+    refuse_second_launch,
+    start,
+)
 from ftkit.cli.options import AllowCode, AsJson, Overrides, Plugins, Quiet, RecipeFile, load_plugins, refuse_both
-from ftkit.cli.output import emit, standard_output_for_children
+from ftkit.cli.output import emit
 from ftkit.cli.shipped import recipe_file
+from ftkit.run.cluster import cluster_of
+from ftkit.run.signals import end_with_launcher
 from ftkit.run.world import World, launched_world
 
 if TYPE_CHECKING:
@@ -35,10 +47,12 @@ def train(
     plugins: Plugins = None,
     allow_code: AllowCode = False,
     junit: Junit = None,
-    processes: Annotated[
-        int,
-        typer.Option("--nproc", metavar="N", min=1, max=1024, help="Train in N processes of this machine, one for each GPU."),
-    ] = 1,
+    processes: Processes = None,
+    nodes: Nodes = None,
+    node_rank: NodeRank = None,
+    rendezvous: Rendezvous = None,
+    rendezvous_timeout: RendezvousTimeout = None,
+    launcher: LauncherFile = None,
     smoke: Annotated[
         bool,
         typer.Option(
@@ -53,17 +67,32 @@ def train(
     Ends with exit code 4 if a gate of `expect:` is not met.
     """
     world = launched_world()
+    cluster = cluster_of(
+        launcher,
+        {
+            "nproc": processes,
+            "nodes": nodes,
+            "node_rank": node_rank,
+            "rendezvous": rendezvous,
+            "rendezvous_timeout": rendezvous_timeout,
+        },
+    )
     if smoke:
-        given = {"--resume": resume, "--overwrite": overwrite, "--output": output, "--junit": junit, "--nproc": processes > 1}
+        given = {
+            "--resume": resume,
+            "--overwrite": overwrite,
+            "--output": output,
+            "--junit": junit,
+            "--nproc": cluster.nproc > 1,
+            "--nodes": nodes is not None,
+            "--launcher": launcher,
+        }
         _refuse_beside_smoke([option for option, value in given.items() if value], world)
         _smoke(recipe, overrides, quiet=quiet, as_json=as_json, plugins=plugins, allow_code=allow_code)
         return
     refuse_both(resume=resume, overwrite=overwrite)
-    if processes > 1:
-        if world.several:
-            raise typer.BadParameter(f"--nproc {processes}: a launcher has started {world.size} processes already")
-        from ftkit.run.launching import launch
-
+    refuse_second_launch(world, cluster)
+    if cluster.several:
         flags = {
             "--resume": resume,
             "--overwrite": overwrite,
@@ -74,9 +103,8 @@ def train(
         values = [("--output", output), ("--junit", junit), *(("--plugin", plugin) for plugin in plugins or ())]
         words = ["train", *(flag for flag, given in flags.items() if given)]
         words += [word for name, value in values if value is not None for word in (name, str(value))]
-        with standard_output_for_children():
-            code = launch("ftkit.cli.app", [*words, "--", str(recipe), *(overrides or ())], processes)
-        raise typer.Exit(code)
+        raise typer.Exit(start([*words, "--", str(recipe), *(overrides or ())], cluster))
+    end_with_launcher()
     from ftkit import api
 
     with reported(recipe.stem, junit if world.is_main else None) as report, _display(world, quiet, as_json) as display:

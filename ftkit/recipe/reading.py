@@ -107,19 +107,22 @@ def read_text(text: str, name: str) -> Document:
     return document
 
 
-def read_file(path: Path) -> Document:
-    """Reads a recipe file. Raises RecipeError if it is missing, no file, too large, not UTF-8 or not YAML."""
+def read_file(path: Path, kind: str = "recipe") -> Document:
+    """Reads a recipe, or another file of settings. Raises RecipeError if it is missing, no file, too large, not UTF-8 or not YAML.
+
+    kind: what messages call it.
+    """
     try:
-        _refuse_waiting(path)
+        _refuse_waiting(path, kind)
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except IsADirectoryError:
-        raise RecipeError(Problem(message="is a folder, not a recipe file", place=str(path))) from None
+        raise RecipeError(Problem(message=f"is a folder, not a {kind} file", place=str(path))) from None
     except OSError as error:
-        hint = "List the shipped recipes with: ftkit recipes list"
+        hint = "List the shipped recipes with: ftkit recipes list" if kind == "recipe" else ""
         raise RecipeError(Problem(message=f"cannot be read ({error.strerror})", place=str(path), hint=hint)) from None
     if len(data) > MAX_BYTES:
-        raise RecipeError(Problem(message=f"larger than {MAX_BYTES:,} bytes; not a recipe", place=str(path)))
+        raise RecipeError(Problem(message=f"larger than {MAX_BYTES:,} bytes; not a {kind}", place=str(path)))
     try:
         return read_text(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
@@ -127,13 +130,13 @@ def read_file(path: Path) -> Document:
         raise RecipeError(Problem(message=f"byte {data[error.start]:#04x} is not UTF-8", place=f"{path}:{line}")) from None
 
 
-def _refuse_waiting(path: Path) -> None:
+def _refuse_waiting(path: Path, kind: str) -> None:
     """Raises RecipeError for named pipes and devices, which may never give anything; what the caller opened (`<(...)`) is read."""
     mode = path.stat().st_mode
     if stat.S_ISREG(mode) or stat.S_ISDIR(mode) or path.parent in _OPEN or path == Path("/dev/stdin"):
         return
-    hint = "Write the recipe to a file, or give it by `<(command)` or /dev/stdin"
-    raise RecipeError(Problem(message="is a pipe, a socket or a device, not a recipe file", place=str(path), hint=hint))
+    hint = f"Write the {kind} to a file, or give it by `<(command)` or /dev/stdin"
+    raise RecipeError(Problem(message=f"is a pipe, a socket or a device, not a {kind} file", place=str(path), hint=hint))
 
 
 def read_value(text: str, place: str) -> Any:

@@ -214,7 +214,10 @@ class TrainSpec(Strict):
         1, ge=1, le=LARGEST_BATCH, description="Batches for one optimizer step, of all processes together."
     )
     num_processes: int | None = Field(
-        None, ge=1, le=65536, description="Processes the run must have; null: any number. Start them with `--nproc` or a launcher."
+        None,
+        ge=1,
+        le=65536,
+        description="Processes the run must have, on all machines together; null: any number. Start them with `--nproc` or a launcher.",
     )
     bucket_by_length: bool = Field(
         True, description="Put rows of similar length into one batch; the order stays random across batches."

@@ -13,7 +13,7 @@ from ftkit.errors import DivergedError, EndedElsewhereError, FtkitError, Interru
 from ftkit.run.compiling import compile_failure
 from ftkit.run.joining import is_loss_of_another
 from ftkit.run.signals import raising_signals
-from ftkit.run.world import World
+from ftkit.run.world import ANOTHER_HAS_ENDED, World
 from ftkit.secrets import redacted
 from ftkit.training.memory import lacks_memory
 
@@ -47,9 +47,7 @@ def recorded(log: Path | None, record: Record, world: World) -> Iterator[None]:
 
 def _explained(error: Exception, world: World) -> FtkitError | None:
     if world.several and is_loss_of_another(error):
-        return FtkitError(
-            "another process of this run has ended", hint="Its own message says why. What is saved is kept: continue with --resume"
-        )
+        return FtkitError(ANOTHER_HAS_ENDED, hint="Its own message says why. What is saved is kept: continue with --resume")
     return _as_memory_error(error) or compile_failure(error)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ftkit.errors import ModelError, Problem, RunFolderError
+from ftkit.errors import ModelError, Problem, RecipeError, RunFolderError
 from ftkit.files import read_json
 from ftkit.recipe.plan import Plan
 from ftkit.registry import METHODS
 from ftkit.run.folder import LOCK, PLAN, RunFolder, readable, recorded_base, run_around
 from ftkit.run.lockfile import differences
+
+SECONDS_TO_APPEAR = 60.0
+"""A network file system may show a new folder to other machines late."""
 
 
 def refuse_moving_inputs(plan: Plan, path: Path) -> None:
@@ -78,6 +82,24 @@ def refuse_another_run(folder: RunFolder, lock: dict[str, Any]) -> list[str]:
     if then == now:
         return []
     return [f"begun in {then} and continued in {now} processes: the order of the rows stays, rounding and dropout differ"]
+
+
+def refuse_another_machine(first: dict[str, Any], lock: dict[str, Any], run: Path) -> None:
+    """Raises RecipeError if a process was started with something else than the first one, as machines allow, or sees another disk.
+
+    first, lock: of the first process and of this one.
+    """
+    if first is lock:
+        return
+    if found := differences(first, lock):
+        hint = "Give all machines the same files; a shared file system is the surest way"
+        raise RecipeError(Problem(message=f"not the same as for the first process: {', '.join(found)}", hint=hint))
+    until = time.monotonic() + SECONDS_TO_APPEAR
+    while not run.is_dir():
+        if time.monotonic() > until:
+            hint = "Name a folder of a file system that all machines share with --output"
+            raise RunFolderError(Problem(message="the first process made it, and here it is not seen", place=str(run), hint=hint))
+        time.sleep(0.1)
 
 
 def refuse_other_inputs(run: Path, before: dict[str, Any], lock: dict[str, Any]) -> None:

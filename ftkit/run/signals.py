@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -13,6 +14,9 @@ from typing import Any
 from ftkit.errors import InterruptedRunError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_BETWEEN_LOOKS = 1.0
+LAUNCHER = "FTKIT_LAUNCHER"
+"""The environment variable in which a process finds the number of the launcher that started it."""
 
 
 class SignalGuard:
@@ -63,3 +67,16 @@ def raising_signals(remark: str = "nothing is lost. Continue with --resume") -> 
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_launcher() -> None:
+    """From now on, if the launcher that started this process ends before it, this process is asked to stop, and the run with it."""
+    launcher = os.environ.get(LAUNCHER, "")
+    if launcher and launcher == str(os.getppid()):
+        threading.Thread(target=_stop_when_alone, args=(int(launcher),), name="launcher-watch", daemon=True).start()
+
+
+def _stop_when_alone(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)

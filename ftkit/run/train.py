@@ -51,7 +51,13 @@ from ftkit.run.observer import Observer, RecordingObserver
 from ftkit.run.phases import PhaseResult, train_earlier
 from ftkit.run.planning import disk_of, make_plan_here
 from ftkit.run.recording import recorded
-from ftkit.run.refusals import refuse_another_run, refuse_moving_inputs, refuse_other_bases, refuse_other_inputs
+from ftkit.run.refusals import (
+    refuse_another_machine,
+    refuse_another_run,
+    refuse_moving_inputs,
+    refuse_other_bases,
+    refuse_other_inputs,
+)
 from ftkit.run.rehearsal import refuse_full_disk, rehearse
 from ftkit.run.results import Clock, artifacts, opening, training_facts
 from ftkit.run.tested_versions import untested
@@ -128,10 +134,12 @@ def train(
             folder = RunFolder(path, writes=False)
             if world.is_main:
                 folder = stack.enter_context(open_run_folder(path, resume=resume, overwrite=overwrite))
-            said["resumed"], said["done"], remarks = folder.resumed, None, []
+            said["resumed"], said["done"], said["lock"], remarks = folder.resumed, None, lock, []
             if folder.resumed:
                 remarks = refuse_another_run(folder, lock)
                 said["done"] = done if (done := folder.results()) and done.get("status") in FINISHED else None
+        with meeting.agreeing():
+            refuse_another_machine(said["lock"], lock, path)
         folder.resumed = said["resumed"]
         if said["done"]:
             watching.note(f"this run is already finished ({said['done']['status']}); nothing was done")
@@ -352,7 +360,9 @@ class _Run:
         return RunResult(self.folder.path, self.results, code)
 
     def _record(self, status: str, exit_code: int, text: str) -> None:
+        if not self.folder.writes:
+            return
         text = redacted(text)
         logging.getLogger("ftkit").error("%s: %s", status, text)
-        if self.folder.writes and (self.folder.path / PLAN).is_file():
+        if (self.folder.path / PLAN).is_file():
             self.folder.write(RESULTS, {**self.results, "status": status, "exit_code": exit_code, "error": text})

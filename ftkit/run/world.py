@@ -20,6 +20,7 @@ OTHER_SHARDING = (
     "ACCELERATE_USE_MEGATRON_LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG",
 )
+ANOTHER_HAS_ENDED = "another process of this run has ended"
 HOW_TO_START = "Start it with `ftkit train RECIPE --nproc N`, or `torchrun --nproc_per_node N -m ftkit train RECIPE`"
 
 
