@@ -76,3 +76,12 @@ def recipe_file(tmp_path: Path, tiny_folder: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def exports_proved_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports are proved in this process instead of a new one, which costs seconds; for tests of which others start the new one."""
+    from ftkit.run import exporting
+    from tests.matrix.cell import verify_here
+
+    monkeypatch.setattr(exporting, "verify", verify_here)

@@ -1,4 +1,7 @@
-"""Reparametrizing methods from a recipe to proven exports: what happens before training, beside steps and while saving fits together."""
+"""Reparametrizing methods from a recipe to proven exports: what happens before training, beside steps and while saving fits together.
+
+That a new process computes the same is the contract suite's to show.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from ftkit.errors import RecipeError
 from tests.run.test_train import RecipeFile
 
 
+@pytest.mark.usefixtures("exports_proved_here")
 @pytest.mark.parametrize(
     "method",
     [
