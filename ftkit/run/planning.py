@@ -221,7 +221,8 @@ def disk_of(plan: Plan, parameters: Mapping[str, Any]) -> dict[str, float]:
     states = OPTIMIZER_STATES[train.optimizer] + (1.0 if train.momentum else 0.0)
     merged = parameters["total"] * FLOAT32_BYTES / MIB if "merged" in plan.recipe.export else 0.0
     adapter = trained if "adapter" in plan.recipe.export and can.adapter else 0.0
-    checkpoints = trained * (1.0 + states) * (train.keep_checkpoints + 1) + trained
+    # Beside each checkpoint the weights that were best then, and one of both is being written.
+    checkpoints = trained * (2.0 + states) * (train.keep_checkpoints + 1)
     return {"checkpoints": checkpoints, "exports": merged + adapter, "total": checkpoints + merged + adapter}
 
 

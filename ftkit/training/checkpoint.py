@@ -155,12 +155,24 @@ def _step(path: Path) -> int:
 
 
 def prune(folder: Path, *, keep: int, best_step: int | None) -> None:
-    """Deletes resumable checkpoints but the last `keep`, best ones but that of `best_step`, and leftovers of interrupted writes.
+    """Deletes resumable checkpoints but the last `keep`, best ones but those that count, and leftovers of interrupted writes.
 
-    Call only after the newest one is complete.
+    That of `best_step` counts, and those that were best when a kept resumable one was written: a run may go back to it, should a newer one
+    be damaged. Call only after the newest one is complete.
     """
     resumable = _named(folder, RESUMABLE)
-    stale = resumable[: max(0, len(resumable) - max(1, keep))]
-    stale += [path for path in _named(folder, BEST) if _step(path) != best_step]
+    kept = resumable[-max(1, keep) :]
+    counting = {best_step, *map(_best_step_of, kept)}
+    stale = [path for path in resumable if path not in kept]
+    stale += [path for path in _named(folder, BEST) if _step(path) not in counting]
     for path in [*stale, *folder.glob(".tmp-*")]:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _best_step_of(path: Path) -> int | None:
+    """The step that was best when a resumable checkpoint was written; None where that is not known."""
+    try:
+        found = read_json(path / "state.json")["stopping"]["best_step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None

@@ -24,8 +24,8 @@ SIZE = 8 * MIB
 @fault("the disk is full in the middle of a run")
 def full_disk(bench: Bench, generator: random.Random) -> Outcome:
     """One message, exit code 2, what is saved stays; with room again the run goes on exactly."""
-    with _file_system(bench.folder / "disk") as disk:
-        run = disk / "run"
+    with _file_system(bench.place) as disk:
+        run = bench.fresh()
         child = bench.begin(run, slow_steps())
         if not until(child, at_some_step(generator, run)):
             return Outcome(0, [child.wait().said[-500:]])
@@ -47,8 +47,8 @@ def _fill(file: Path) -> None:
 @fault("the run folder is read-only at the second start")
 def read_only(bench: Bench, generator: random.Random) -> Outcome:
     """As above."""
-    with _file_system(bench.folder / "disk") as disk:
-        if (run := interrupted(bench, generator, disk / "run")) is None:
+    with _file_system(bench.place) as disk:
+        if (run := interrupted(bench, generator)) is None:
             return Outcome(0, [])
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
         ended = bench.begin(run).wait()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,13 +105,12 @@ def _damaged(bench: Bench, generator: random.Random, damage: Callable[[Path, ran
     return Outcome(1, bench.finish(run))
 
 
-def interrupted(bench: Bench, generator: random.Random, run: Path | None = None) -> Path | None:
-    """A run that was killed after a checkpoint; None if it came to its end each time. run: its folder, which is removed first."""
+def interrupted(bench: Bench, generator: random.Random) -> Path | None:
+    """A run that was killed after a checkpoint; None if it came to its end each time."""
     for _ in range(20):
-        target = run or bench.fresh()
-        shutil.rmtree(target, ignore_errors=True)
+        run = bench.fresh()
         last = generator.randrange(bench.operations // 3, bench.operations)
-        ended = bench.begin(target, FileOperations(target, last=last)).wait()
-        if ended.code and newest_step(target):
-            return target
+        ended = bench.begin(run, FileOperations(run, last=last)).wait()
+        if ended.code and newest_step(run):
+            return run
     return None

@@ -56,30 +56,37 @@ class Bench:
         """Raises AssertionError if the undisturbed run does not end well."""
         self.folder.mkdir(parents=True)
         self.words, self.straight = recipe_words(self.case, self.folder), self.folder / "straight"
-        counted, mark = self.folder / "operations", time.perf_counter()
-        ended = self.begin(self.straight, FileOperations(self.straight, counted=counted)).wait()
+        run, counted, mark = self.fresh(), self.folder / "operations", time.perf_counter()
+        ended = self.begin(run, FileOperations(run, counted=counted)).wait()
         assert ended.code == 0, f"{self.case.name}: {ended.said}"
         self.seconds, self.operations = time.perf_counter() - mark, int(counted.read_text(encoding="ascii"))
+        run.rename(self.straight)
 
     def begin(self, run: Path, *inside: AbstractContextManager[Any], words: Sequence[str] = (), said: str = "said") -> Child:
         """Starts the run, or goes on with it. words: overrides besides. said: the name of the file for what it prints."""
         arguments = ["train", *self.words, *words, "--output", str(run), "--resume"]
         return start(arguments, self.folder / said, proving_exports_here(), *inside)
 
+    @property
+    def place(self) -> Path:
+        """Where every run lies, always by the same name: what later phases write names the folder of the first."""
+        return self.folder / "place"
+
     def fresh(self) -> Path:
-        """A new run folder, which does not exist yet."""
-        run = self.folder / "disturbed"
-        shutil.rmtree(run, ignore_errors=True)
-        return run
+        """A run folder that does not exist yet; nothing of earlier ones is left beside it."""
+        self.place.mkdir(exist_ok=True)
+        for left in self.place.iterdir():
+            shutil.rmtree(left)
+        return self.place / "run"
 
     def finish(self, run: Path) -> list[str]:
         """Goes on with a disturbed run; what is wrong with its end, or with where it went on."""
         saved = newest_step(run)
         ended = self.begin(run).wait()
         if ended.code:
-            return [f"--resume ended with {ended.code}: {ended.said[-500:]}"]
+            return [f"--resume ended with {ended.code}: {ended.said[-1200:]}"]
         if saved and f"continuing after step {saved:,} " not in ended.said and "already finished" not in ended.said:
-            return [f"did not go on after step {saved}: {ended.said[-500:]}"]
+            return [f"did not go on after step {saved}: {ended.said[-1200:]}"]
         return differences(run, self.straight)
 
 

@@ -88,6 +88,17 @@ def test_pruning_keeps_the_last_and_the_best(tmp_path: Path, keep: int) -> None:
     assert [checkpoint.step for checkpoint in complete_checkpoints(folder, BEST)[0]] == [3]
 
 
+def test_pruning_keeps_what_was_best_when_a_kept_one_was_written(tmp_path: Path) -> None:
+    """Should the newest be damaged, the run goes on from the one before, whose best weights were others."""
+    folder = tmp_path / "c"
+    for step, best in ((1, None), (2, 1), (3, 1), (4, 2), (5, 5)):
+        save_checkpoint(folder, BEST, step, TENSORS, {})
+        save_checkpoint(folder, RESUMABLE, step, TENSORS, {"stopping": {"best_step": best}})
+    prune(folder, keep=3, best_step=5)
+    assert [checkpoint.step for checkpoint in complete_checkpoints(folder, RESUMABLE)[0]] == [3, 4, 5]
+    assert [checkpoint.step for checkpoint in complete_checkpoints(folder, BEST)[0]] == [1, 2, 5]
+
+
 def test_replacing_a_checkpoint_of_the_same_step(tmp_path: Path) -> None:
     folder = tmp_path / "c"
     save_checkpoint(folder, BEST, 3, TENSORS, {"n": 1})
