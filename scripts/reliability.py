@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import psutil
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CI": "1", "COLUMNS": "200"}
@@ -50,9 +52,13 @@ def main() -> int:
     harness.preload()
     with TemporaryDirectory(prefix="ftkit-faults-") as folder:
         os.environ["FTKIT_CACHE"] = str(Path(folder) / "cache")
-        rows = harness.run(
-            Path(folder), kills=options.kills, trials=options.trials, seed=options.seed, cases=harness.CASES[: options.recipes]
-        )
+        try:
+            rows = harness.run(
+                Path(folder), kills=options.kills, trials=options.trials, seed=options.seed, cases=harness.CASES[: options.recipes]
+            )
+        finally:
+            for child in psutil.Process().children():
+                child.kill()
     wrong = [text for row in rows for text in row.wrong]
     text = harness.table(rows)
     print(text, *(f"wrong: {line}" for line in wrong), f"{time.perf_counter() - mark:.0f} s", sep="\n")
