@@ -59,15 +59,14 @@ def main() -> int:
         finally:
             for child in psutil.Process().children():
                 child.kill()
-    wrong = [text for row in rows for text in row.wrong]
     text = harness.table(rows)
-    print(text, *(f"wrong: {line}" for line in wrong), f"{time.perf_counter() - mark:.0f} s", sep="\n")
+    print(text, f"{time.perf_counter() - mark:.0f} s", sep="\n")
     if options.write:
         page = options.write.read_text(encoding="utf-8")
         before, _, rest = page.partition(BEGIN)
         _, _, after = rest.partition(END)
         options.write.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-    return 1 if wrong else 0
+    return 1 if any(row.wrong for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -139,6 +139,7 @@ class DiffPruning(AdapterMethod):
         return total
 
     def after_step(self, model: nn.Module, step: int) -> None:
+        _pruning(model).forget()
         if self.options.fixed_share and step == self._last_with_gates and _pruning(model).fixed is None:
             _pruning(model).fix()
 
@@ -150,6 +151,7 @@ class DiffPruning(AdapterMethod):
         pruning = _pruning(model)
         device = next(iter(pruning.differences.values())).difference.device
         pruning.fixed = state["positions"].to(device) if "positions" in state else None
+        pruning.forget()
 
     def save_adapter(self, model: Any, folder: Path) -> None:
         """As the sparse change that is left."""

@@ -108,7 +108,7 @@ class Pruning:
         self._lookup = SortedPositions(self.order)
 
     def positions(self) -> Tensor:
-        """The k positions that count, sorted. Found anew only after a difference or gate has changed."""
+        """The k positions that count, sorted. Found anew only after a difference or gate has changed, or after `forget`."""
         if self.fixed is not None:
             return self.fixed
         versions = [(id(parameter), parameter._version, parameter.device) for parameter in self._parameters()]
@@ -118,6 +118,10 @@ class Pruning:
                 self._chosen = sizes.topk(self.count).indices.sort().values.to(self.order.dtype)
             self._versions = versions
         return self._chosen
+
+    def forget(self) -> None:
+        """Finds the positions anew next time: fused optimizers change parameters without counting up their versions."""
+        self._chosen = None
 
     def fix(self) -> None:
         """Makes the choice final, and the settled difference the one that trains on."""

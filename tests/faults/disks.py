@@ -27,7 +27,7 @@ def full_disk(bench: Bench, generator: random.Random) -> Outcome:
     with _file_system(bench.place) as disk:
         run = bench.fresh()
         child = bench.begin(run, slow_steps())
-        if not until(child, at_some_step(generator, run)):
+        if not until(child, at_some_step(bench, generator, run)):
             return Outcome(0, [child.wait().said[-500:]])
         _fill(disk / "filler")
         ended = child.wait()

@@ -60,6 +60,8 @@ def run(
                 rows[name].trials += 1
                 rows[name].faults += outcome.count
                 rows[name].wrong += [f"{case.name}: {text}" for text in outcome.wrong]
+                for text in outcome.wrong:
+                    told(f"wrong: {name}: {case.name}: {text}")
                 share -= outcome.count if name in OF_KILLS else 1
         told(
             f"{case.name}: {sum(row.faults for row in rows.values())} faults, {sum(len(row.wrong) for row in rows.values())} wrong"

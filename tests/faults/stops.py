@@ -33,7 +33,7 @@ def impatient(bench: Bench, generator: random.Random) -> Outcome:
     """Ends at once; what was complete before is kept."""
     run = bench.fresh()
     child = bench.begin(run, slow_steps())
-    if not until(child, at_some_step(generator, run)):
+    if not until(child, at_some_step(bench, generator, run)):
         return _nothing(child)
     child.kill(signal.SIGTERM)
     child.kill(signal.SIGINT)
@@ -48,7 +48,7 @@ def two_at_once(bench: Bench, generator: random.Random) -> Outcome:
     """The second is refused, and the first does not notice."""
     run = bench.fresh()
     first = bench.begin(run, slow_steps())
-    if not until(first, at_some_step(generator, run)):
+    if not until(first, at_some_step(bench, generator, run)):
         return _nothing(first)
     second = bench.begin(run, said="second").wait()
     wrong = wrong_end(second, 2, "another process is working on this run")
@@ -59,7 +59,7 @@ def two_at_once(bench: Bench, generator: random.Random) -> Outcome:
 def _signalled(bench: Bench, generator: random.Random, number: signal.Signals) -> Outcome:
     run = bench.fresh()
     child = bench.begin(run, slow_steps())
-    if not until(child, at_some_step(generator, run)):
+    if not until(child, at_some_step(bench, generator, run)):
         return _nothing(child)
     child.kill(number)
     ended = child.wait()

@@ -110,9 +110,9 @@ def steps_done(run: Path) -> int:
         return 0
 
 
-def at_some_step(generator: random.Random, run: Path) -> Callable[[], bool]:
-    """Whether a run has done some number of steps that is drawn now."""
-    lines = generator.randrange(1, 9)
+def at_some_step(bench: Bench, generator: random.Random, run: Path) -> Callable[[], bool]:
+    """Whether a run has come to a step that is drawn now from those of the undisturbed run."""
+    lines = generator.randrange(1, steps_done(bench.straight))
     return lambda: steps_done(run) >= lines
 
 

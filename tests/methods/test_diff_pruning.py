@@ -163,6 +163,24 @@ def test_the_choice_is_fixed_for_the_last_steps() -> None:
     torch.testing.assert_close(wrapped.train()(**batch_of("bert")).logits, logits_of(wrapped, "bert"))
 
 
+def test_choices_follow_a_fused_optimizer() -> None:
+    """It changes parameters without counting up the versions by which a choice is otherwise known to be stale."""
+    model, layout = fresh_model("bert")
+    method = DiffPruning(Options(density=0.02))
+    wrapped: Any = method.apply(model, layout)
+    pruning = pruning_of(wrapped)
+    method.training_begins(wrapped, 100)
+    optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=0.1, fused=True)
+    for step in range(1, 4):
+        wrapped.train()
+        loss_of(wrapped, "bert").backward()
+        optimizer.step()
+        method.after_step(wrapped, step)
+        optimizer.zero_grad()
+        sizes = torch.cat([pruning.differences[name].settled().flatten().abs() for name in pruning.order.numbers])
+        assert torch.equal(pruning.positions().long(), sizes.topk(pruning.count).indices.sort().values)
+
+
 def test_the_state_takes_the_choice_back() -> None:
     method, wrapped, _ = applied("bert")
     open_logits = logits_of(wrapped, "bert")
