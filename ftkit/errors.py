@@ -29,8 +29,8 @@ EXIT_CODES = {
     3: "training diverged (a loss or gradient that is not a finite number)",
     4: "a gate of `expect:` was not met, or a rerun or a replay came out otherwise",
     5: "out of memory",
-    130: "interrupted (SIGINT); a checkpoint was written",
-    143: "terminated (SIGTERM); a checkpoint was written",
+    130: "interrupted (SIGINT); training that had begun wrote a checkpoint",
+    143: "terminated (SIGTERM); training that had begun wrote a checkpoint",
 }
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -26,16 +29,44 @@ BROKEN_PIPE = 141
 _UsageError: type[Exception] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing else answers it."""
+
+    def __str__(self) -> str:
+        return "terminated"
+
+
+@contextmanager
+def raising_termination() -> Iterator[None]:
+    """While it lasts, SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt, unless this process was told to ignore it."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def guarded(command: Callable[[], int], *, as_json: bool) -> int:
     """The exit code of `command`, every failure reported."""
     try:
-        return command()
+        with raising_termination():
+            return command()
     except typer.Exit as ending:
         return ending.exit_code
     except FtkitError as error:
         return _report(type(error).__name__, error.problems, error.exit_code, as_json)
     except _UsageError as error:
         return _report("UsageError", [_usage_problem(error)], USAGE_ERROR, as_json)
+    except Terminated:
+        return _report("Terminated", [Problem(message="terminated")], 143, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _report("Interrupted", [Problem(message="interrupted")], 130, as_json)
     except BrokenPipeError:

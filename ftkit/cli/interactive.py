@@ -15,7 +15,7 @@ from threading import Event
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ftkit.cli.failure import print_problems
+from ftkit.cli.failure import Terminated, print_problems
 from ftkit.cli.output import clean, document_text, say, write
 from ftkit.errors import DataError, Problem
 
@@ -65,8 +65,8 @@ class _Loop:
             self._answer(self._row())
         except _Ended:
             return False
-        except KeyboardInterrupt:
-            if not self._terminal:
+        except KeyboardInterrupt as error:
+            if not self._terminal or isinstance(error, Terminated):
                 raise
             say("\nCtrl-D or /exit ends the session.", to=sys.stderr)
         except DataError as error:

@@ -86,8 +86,17 @@ class Meeting:
         with _lost_others():
             while not self._store.check(list(keys)):
                 if failed := self._failed(range(self.world.size)):
-                    raise EndedElsewhereError(int(next(iter(failed.values()))["exit_code"]))
+                    rank, said = next(iter(failed.items()))
+                    self._let_speak(rank)
+                    raise EndedElsewhereError(int(said["exit_code"]))
                 time.sleep(POLL_SECONDS)
+
+    def _let_speak(self, rank: int) -> None:
+        # The launcher ends all as soon as one has ended: also the one that knows why, before it has said so.
+        until = time.monotonic() + SECONDS_FOR_THE_SAME
+        while not self._store.check([self._key(f"speaks/{rank}")]) and time.monotonic() < until:
+            time.sleep(POLL_SECONDS)
+        time.sleep(SECONDS_TO_SPEAK)
 
     def _told(self, error: FtkitError) -> FtkitError:
         """The error that this process ends with: its own, or a silent one where a process before it says the same."""
@@ -96,12 +105,15 @@ class Meeting:
         with suppress(EndedElsewhereError), _lost_others():
             self._store.set(self._key(f"failed/{self.world.rank}"), json_text(said))
             until = time.monotonic() + SECONDS_FOR_THE_SAME
-            while lower and time.monotonic() < until:
-                if said in self._failed(lower).values():
-                    # The launcher ends all as soon as one has ended.
-                    time.sleep(SECONDS_TO_SPEAK)
+            while time.monotonic() < until:
+                failed = self._failed(lower)
+                if said in failed.values():
+                    self._let_speak(next(rank for rank, other in failed.items() if other == said))
                     return EndedElsewhereError(error.exit_code)
+                if all(rank in failed or self._store.check([self._key(f"ready/{rank}")]) for rank in lower):
+                    break
                 time.sleep(POLL_SECONDS)
+            self._store.set(self._key(f"speaks/{self.world.rank}"), "")
         return error
 
     def _failed(self, ranks: range) -> Mapping[int, dict[str, Any]]:

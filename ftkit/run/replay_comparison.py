@@ -30,7 +30,11 @@ def compare(run: Path, copy: Path, end: Checkpoint, log: tuple[int, int]) -> dic
     (None: not there, or of another form); `state`: other entries of state.json}.
     """
     replayed = _replayed(copy, end.step)
-    lines = [_lines(folder / METRICS, *log) for folder in (run, copy)]
+    begin, last = log
+    # Numbers that came out otherwise may have more digits.
+    lines = [_lines(run / METRICS, begin, last), _lines(copy / METRICS, begin, None)]
+    with readable(run / METRICS):
+        loss, metrics = _first_loss(*lines), _metrics(*lines)
     sizes, tensors = {}, []
     for name in TENSORS:
         before = end.tensors(name)
@@ -38,13 +42,15 @@ def compare(run: Path, copy: Path, end: Checkpoint, log: tuple[int, int]) -> dic
             sizes[name] = len(before)
         tensors += _tensors(name, before, {} if replayed is None else replayed.tensors(name))
     state = {} if replayed is None else replayed.state()
+    with readable(end.path / "state.json"):
+        changed = _keys(_timeless(end.state()), _timeless(state))
     return {
         "compared": {"metrics_lines": len(lines[0]), "tensors": sizes},
         "differences": {
-            "loss": _first_loss(*lines),
-            "metrics": _metrics(*lines),
+            "loss": loss,
+            "metrics": metrics,
             "tensors": tensors,
-            "state": _keys(_timeless(end.state()), _timeless(state)),
+            "state": changed,
         },
     }
 
@@ -57,7 +63,7 @@ def _replayed(copy: Path, step: int) -> Checkpoint | None:
         return None
 
 
-def _lines(path: Path, begin: int, end: int) -> list[dict[str, Any]]:
+def _lines(path: Path, begin: int, end: int | None) -> list[dict[str, Any]]:
     with readable(path):
         text = path.read_bytes()[begin:end].decode()
         return [dict(parse_json(line)) for line in text.splitlines()]
@@ -93,7 +99,8 @@ def _keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 def _timeless(state: Mapping[str, Any]) -> dict[str, Any]:
     totals = {key: value for key, value in dict(state.get("totals") or {}).items() if key not in TIMES}
-    return {**state, "totals": totals}
+    # How long the log is says nothing that its lines do not say.
+    return {**{key: value for key, value in state.items() if key != "metrics_bytes"}, "totals": totals}
 
 
 def _tensors(file: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from ftkit.run.refusals import refuse_other_inputs
 from ftkit.run.rehearsal import rehearse
 from ftkit.run.replay_comparison import compare
 from ftkit.run.rerunning import planned_recipe
+from ftkit.run.signals import raising_signals
 from ftkit.run.tracking import Tracking
 from ftkit.run.training import TrainingSession
 from ftkit.run.wiring import encode_splits, make_accelerator, prepare_model, prepare_processor
@@ -76,7 +77,8 @@ def prove_resuming(run: Path, *, observer: Observer | None = None, allow_code: b
     folder, watching = read_run(run).absolute(), observer or Observer()
     if (world := launched_world()).several:
         raise RecipeError(f"{world.size} processes were started; this takes one", hint="Start it without a launcher")
-    with unchanging(folder), TemporaryDirectory(prefix="ftkit-replay-") as name:
+    remark = "there is nothing to compare yet, and the run is as it was"
+    with raising_signals(remark), unchanging(folder), TemporaryDirectory(prefix="ftkit-replay-") as name:
         stretch, notes = _choose(folder)
         replay = _Replay(folder, Path(name).resolve(), watching, allow_code)
         try:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,17 @@ def test_an_interrupt_gives_130(ftkit: Run, recipe: Path, monkeypatch: pytest.Mo
     failing(monkeypatch, KeyboardInterrupt())
     ended = ftkit("validate", recipe)
     assert (ended.code, ended.err) == (130, "error: interrupted\n")
+
+
+def test_a_termination_gives_143(ftkit: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def terminate(*arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(api, "validate", terminate)
+    ended = ftkit("validate", recipe)
+    assert (ended.code, ended.err) == (143, "error: terminated\n")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_an_internal_error_is_one_line_and_a_kept_traceback(ftkit: Run, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def weight(bench: Bench, generator: random.Random) -> Outcome:
 
 @fault("memory runs out in a step: batches go through in parts")
 def memory(bench: Bench, generator: random.Random) -> Outcome:
-    """The run ends well, says so, and every step has learned from the same rows at the same rate."""
+    """The run ends well, says so, and every step has learned from the same rows at the same rate. A single row has no parts."""
     run = bench.fresh()
     ended = bench.begin(run, _out_of_memory(generator.randrange(1, 8), whole_batches_only=True)).wait()
     wrong = wrong_end(ended, 0, "in 2 parts")
@@ -113,7 +113,8 @@ def _out_of_memory(step: int, *, whole_batches_only: bool) -> Iterator[None]:
     def lacking(self: Gradients, loaded: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal steps
         steps += not options.get("apart")
-        if steps >= step and not (whole_batches_only and self.parts > 1):
+        rows = max(len(next(iter(batch.values()))) for batch, _ in loaded)
+        if steps >= step and (rows > 1 or not whole_batches_only):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return backward(self, loaded, *arguments, **options)
 

@@ -50,7 +50,10 @@ def two_at_once(bench: Bench, generator: random.Random) -> Outcome:
     first = bench.begin(run, slow_steps())
     if not until(first, at_some_step(bench, generator, run)):
         return _nothing(first)
+    # However long the second takes to begin, the first is still there.
+    first.kill(signal.SIGSTOP)
     second = bench.begin(run, said="second").wait()
+    first.kill(signal.SIGCONT)
     wrong = wrong_end(second, 2, "another process is working on this run")
     ended = first.wait()
     return Outcome(1, wrong or wrong_end(ended, 0) or bench.finish(run))

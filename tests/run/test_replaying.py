@@ -88,6 +88,34 @@ def test_a_tampered_log_and_optimizer_are_named(run: Path) -> None:
     assert entry["max_abs_difference"] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_numbers_with_other_digits_are_told(run: Path) -> None:
+    """As another number of threads gives them: the log of the repetition is longer or shorter than the run's."""
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if (entry := json.loads(line))["type"] == "step" and entry["step"] == 7)
+    before, loss = len("".join(lines)), json.loads(lines[at])["loss"]
+    lines[at] = lines[at].replace(json.dumps(loss), "0.5")
+    (run / "metrics.jsonl").write_text("".join(lines))
+
+    def shorten(path: Path) -> None:
+        state = json.loads(path.read_text())
+        path.write_text(json.dumps({**state, "metrics_bytes": state["metrics_bytes"] + len("".join(lines)) - before}))
+
+    edit(checkpoint(run, 7), "state.json", shorten)
+    found = ftkit.doctor_resume(run)
+    assert (found["exact"], found["differences"]["loss"]) == (False, {"step": 7, "run": 0.5, "replay": loss})
+    assert found["differences"]["state"] == []
+
+
+@pytest.mark.parametrize(
+    "entry", [{"type": "step", "step": 7}, {"step": 7, "loss": 1.0}, {"type": "step", "step": [7], "loss": 1.0}]
+)
+def test_lines_that_ftkit_does_not_write_are_refused(run: Path, entry: dict[str, object]) -> None:
+    *lines, last = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([*lines, json.dumps(entry).ljust(len(last) - 1) + "\n"]))
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl: cannot be read \(not what ftkit wrote"):
+        ftkit.doctor_resume(run)
+
+
 def test_with_one_checkpoint_training_is_repeated_in_two_parts(recipe_file: RecipeFile, tmp_path: Path) -> None:
     def stop() -> None:
         signal.raise_signal(signal.SIGTERM)
