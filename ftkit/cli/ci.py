@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ftkit.cli.failure import print_problems
-from ftkit.errors import FtkitError, Problem
+from ftkit.errors import EXIT_CODES, FtkitError, Problem
 
 Junit = Annotated[
     Path | None,
@@ -28,6 +29,7 @@ class Report:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._began = time.monotonic()
         self.gates: Sequence[str] = ()
         self.results: Mapping[str, Any] | None = None
 
@@ -36,6 +38,11 @@ class Report:
         from ftkit.recipe.expectations import parse_gates
 
         self.name, self.gates = recipe.origin.name, [gate.key for gate in parse_gates(recipe.expect)]
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._began
 
     def ends(self, results: Mapping[str, Any]) -> None:
         """Takes the results."""
@@ -52,12 +59,19 @@ def reported(name: str, junit: Path | None) -> Iterator[Report]:
     try:
         yield report
     except FtkitError as error:
-        _write(report, junit, [str(problem) for problem in error.problems])
+        silent = f"another process ended the run: {EXIT_CODES.get(error.exit_code, error.exit_code)}"
+        _write(report, junit, [str(problem) for problem in error.problems] or [silent])
         raise
     except (Exception, KeyboardInterrupt) as error:
         _write(report, junit, [f"{type(error).__name__}: {error}".removesuffix(": ")])
         raise
     _write(report, junit, [])
+
+
+def report_failure(name: str, junit: Path | None, error: FtkitError) -> None:
+    """Reports on a run of several processes that could not end by itself: one of them was killed, or a machine lost."""
+    if junit is not None and not junit.is_dir() and junit.absolute().parent.is_dir():
+        _write(Report(name), junit, [str(problem) for problem in error.problems])
 
 
 def _write(report: Report, junit: Path | None, problems: Sequence[str]) -> None:
@@ -67,7 +81,8 @@ def _write(report: Report, junit: Path | None, problems: Sequence[str]) -> None:
         from ftkit.cli.junit import junit_xml
         from ftkit.files import write_text
 
-        write_text(junit, junit_xml(report.name, report.results, problems, report.gates if report.results is None else ()))
+        waiting = report.gates if report.results is None else ()
+        write_text(junit, junit_xml(report.name, report.results, problems, waiting, seconds=report.seconds))
     if trouble := add_summary(summary(report.name, report.results, problems)):
         print_problems([Problem(message=trouble)], kind="warning")
 

@@ -14,14 +14,21 @@ NON_CHARACTERS = {code: f"\\U{code:08x}" for plane in range(1, 17) for code in (
 """Code points above the first plane that some XML readers refuse."""
 
 
-def junit_xml(name: str, results: Mapping[str, Any] | None, problems: Sequence[str] = (), waiting: Sequence[str] = ()) -> str:
+def junit_xml(
+    name: str,
+    results: Mapping[str, Any] | None,
+    problems: Sequence[str] = (),
+    waiting: Sequence[str] = (),
+    *,
+    seconds: float = 0.0,
+) -> str:
     """The document.
 
     name: of the recipe. results: content of results.json, None if the run failed. problems: then, why. waiting: then, names of gates
-    that nothing was measured for.
+    that nothing was measured for. seconds: that it took, where the results do not say.
     """
     given = results or {}
-    seconds = (given.get("seconds") or {}).get("this_process") or 0.0
+    seconds = (given.get("seconds") or {}).get("this_process") or seconds
     gates = given.get("gates") or ()
     failed, count = sum(not gate["passed"] for gate in gates), 1 + len(gates) + len(waiting)
     totals: dict[str, Any] = {

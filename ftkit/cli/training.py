@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ftkit.cli.ci import Junit, missed_problems, reported
+from ftkit.cli.ci import Junit, missed_problems, report_failure, reported
 from ftkit.cli.failure import print_problems
 from ftkit.cli.github import annotate
 from ftkit.cli.launching import (
@@ -25,6 +25,7 @@ from ftkit.cli.launching import (
 from ftkit.cli.options import AllowCode, AsJson, Overrides, Plugins, Quiet, RecipeFile, load_plugins, refuse_both
 from ftkit.cli.output import emit
 from ftkit.cli.shipped import recipe_file
+from ftkit.errors import FtkitError
 from ftkit.run.cluster import cluster_of
 from ftkit.run.signals import end_with_launcher
 from ftkit.run.world import World, launched_world
@@ -103,7 +104,12 @@ def train(
         values = [("--output", output), ("--junit", junit), *(("--plugin", plugin) for plugin in plugins or ())]
         words = ["train", *(flag for flag, given in flags.items() if given)]
         words += [word for name, value in values if value is not None for word in (name, str(value))]
-        raise typer.Exit(start([*words, "--", str(recipe), *(overrides or ())], cluster))
+        try:
+            code = start([*words, "--", str(recipe), *(overrides or ())], cluster)
+        except FtkitError as error:
+            report_failure(recipe.stem, junit, error)
+            raise
+        raise typer.Exit(code)
     end_with_launcher()
     from ftkit import api
 

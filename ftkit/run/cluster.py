@@ -19,6 +19,8 @@ COMMAND_LINE = "command line"
 _WHOLE = {"nproc": (1, MOST), "nodes": (1, MOST), "node_rank": (0, MOST - 1), "rendezvous_timeout": (1, LONGEST_WAIT)}
 KEYS = ("nproc", "nodes", "node_rank", "rendezvous", "rendezvous_timeout")
 _ADDRESS = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
+LONGEST_NAME, LONGEST_PART = 253, 63
+"""Characters of a host name, and between its dots."""
 _EXAMPLE = "an address of the machine with node rank 0 and a free port of it, such as 10.0.0.1:29500"
 
 
@@ -103,6 +105,8 @@ def _address(text: str) -> tuple[str, int]:
             ipaddress.IPv6Address(found["v6"])
         except ValueError:
             return "", 0
+    elif len(found["name"]) > LONGEST_NAME or not all(0 < len(part) <= LONGEST_PART for part in found["name"].split(".")):
+        return "", 0
     return found["v6"] or found["name"], int(found["port"])
 
 

@@ -281,7 +281,7 @@ def readable(file: Path) -> Iterator[None]:
     """Turns what goes wrong while reading a file of a run into a RunFolderError that names the file."""
     try:
         yield
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"not what ftkit wrote: {type(error).__name__}"
         raise _refused(
             file, f"cannot be read ({reason})", "Restore the file from a copy, or train again with --overwrite"

@@ -31,6 +31,7 @@ SECONDS_FOR_A_WORD = 10.0
 """The same while this machine has nothing else to wait for."""
 SECONDS_BETWEEN = 0.5
 SECONDS_TO_CONNECT = 10
+MUTE = "what listens there does not answer as a launcher of ftkit does"
 POLL_SECONDS = 0.1
 COMPLETE = "ftkit/complete"
 RESTART = "End what is still running of it and start it again, on all machines"
@@ -69,8 +70,8 @@ def gather(cluster: Cluster) -> TCPStore:
             last = "another run is there, or the last one has not ended"
         except OSError as error:
             last = error.strerror or str(error)
-        except RuntimeError:
-            last = "the machine with node rank 0 has ended"
+        except RuntimeError as error:
+            last = MUTE if str(error) == MUTE else "the machine with node rank 0 has ended"
         time.sleep(min(1.0, cluster.patience / 10))
     message = f"{_shown(cluster)} did not take this machine in within {cluster.patience} s: {last}"
     hint = "Start the same command with --node-rank 0 on the machine that has this address, and see that the port is open"
@@ -78,8 +79,24 @@ def gather(cluster: Cluster) -> TCPStore:
 
 
 def connect(host: str, port: int) -> TCPStore:
-    """A connection to the store, which no other connection waits for. Raises RuntimeError."""
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=SECONDS_TO_CONNECT))
+    """A connection to the store, which no other connection waits for. Raises RuntimeError, with `MUTE` if nothing answers."""
+    limit, found = timedelta(seconds=SECONDS_TO_CONNECT), list[TCPStore | RuntimeError]()
+
+    def try_it() -> None:
+        try:
+            found.append(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit))
+        except RuntimeError as error:
+            found.append(error)
+
+    # Torch waits for an answer without end where something else listens.
+    thread = threading.Thread(target=try_it, name="connecting", daemon=True)
+    thread.start()
+    thread.join(2 * SECONDS_TO_CONNECT)
+    if not found:
+        raise RuntimeError(MUTE)
+    if isinstance(found[0], RuntimeError):
+        raise found[0]
+    return found[0]
 
 
 def _host(cluster: Cluster) -> TCPStore:
@@ -110,7 +127,7 @@ def _receive(store: TCPStore, cluster: Cluster, until: float) -> None:
             hint = "Start the same command there, with its --node-rank, and see that the port is open"
             raise RecipeError(Problem(message=message, key="--rendezvous", hint=hint))
         time.sleep(POLL_SECONDS)
-    came = {rank: json.loads(store.get(f"ftkit/node/{rank}")) for rank in expected}
+    came = {rank: _introduced(store.get(f"ftkit/node/{rank}"), rank) for rank in expected}
     mine = _introduction(cluster)
     for rank, other in came.items():
         theirs = other["is"]
@@ -121,6 +138,17 @@ def _receive(store: TCPStore, cluster: Cluster, until: float) -> None:
             _wait_for_reading(store, len(came))
             raise RecipeError(Problem(message=message, hint="Start the same command on all, with the same versions"))
     store.set(COMPLETE, json_text({"who": [other["id"] for other in came.values()], "python": platform.python_version()}))
+
+
+def _introduced(text: bytes, rank: int) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if isinstance(found["is"], dict) and isinstance(found["id"], str):
+            return dict(found)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    message = f"what came as node rank {rank} is no launcher of ftkit"
+    raise RecipeError(Problem(message=message, key="--rendezvous", hint="Choose a port that only the machines of this run reach"))
 
 
 def _wait_for_reading(store: TCPStore, readers: int) -> None:

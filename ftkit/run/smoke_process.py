@@ -23,6 +23,7 @@ from ftkit.errors import FtkitError, Problem
 from ftkit.files import json_text, parse_json, read_json, write_json
 from ftkit.recipe.load import parse_recipe
 from ftkit.registry import PLUGIN_FILES, load_plugin
+from ftkit.run import signals
 from ftkit.run.observer import Observer
 from ftkit.run.planning import make_plan_here
 from ftkit.run.smoke_slice import slice_of
@@ -80,7 +81,7 @@ def run_process(request: Request, folder: Path) -> Ended:
             stdout=output,
             stderr=output,
             # What it leaves behind when it is killed lies in the folder, too.
-            env={**environment, "TMPDIR": str(folder)},
+            env={**environment, "TMPDIR": str(folder), signals.LAUNCHER: str(os.getpid())},
             # Signals of the terminal reach the parent alone, which ends the child and what the child has started.
             start_new_session=True,
         )
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str]) -> None:
     from ftkit.models.quiet import quiet_libraries
 
     quiet_libraries()
+    signals.end_with_launcher()
     question = Path(arguments[0])
     asked = read_json(question)
     request = Request(**asked["request"])

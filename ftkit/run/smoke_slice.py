@@ -42,7 +42,7 @@ def smaller_plan(plan: Plan) -> Plan:
 
 def _smaller(recipe: Recipe) -> Recipe:
     every = Every(steps=CHECKPOINT)
-    train = {
+    train: dict[str, Any] = {
         "max_steps": STEPS,
         "batch_size": min(recipe.train.batch_size, MOST_IN_A_BATCH),
         "eval_batch_size": min(int(recipe.train.eval_batch_size), EVALUATED),
@@ -53,6 +53,10 @@ def _smaller(recipe: Recipe) -> Recipe:
         "num_processes": None,
         "sharding": "none",
     }
+    if recipe.train.gradual_unfreezing is not None:
+        # So that blocks thaw within the few steps, too.
+        sooner = recipe.train.gradual_unfreezing.model_copy(update={"every": Every(steps=1)})
+        train["gradual_unfreezing"] = sooner
     return recipe.model_copy(
         update={
             "train": recipe.train.model_copy(update=train),

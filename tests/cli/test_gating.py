@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from ftkit import api
+from ftkit.errors import EndedElsewhereError
 from tests.cli.conftest import Run
 
 
@@ -112,4 +115,18 @@ def test_junit_tells_of_a_recipe_that_is_refused(ftkit: Run, folder: Path, recip
     assert ended.code == 2
     root = ElementTree.parse(folder / "junit.xml").getroot()
     assert (root.get("tests"), root.get("errors")) == ("1", "1")
+    assert float(root.get("time", "0")) > 0
     assert "--junit" in ftkit("train", recipe, "--junit", "no/such/junit.xml").err
+
+
+def test_junit_calls_a_run_that_another_process_ended_no_success(
+    ftkit: Run, folder: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(*arguments: Any, **options: Any) -> None:
+        raise EndedElsewhereError(2)
+
+    monkeypatch.setattr(api, "train", end)
+    assert ftkit("train", recipe, "--junit", "junit.xml").code == 2
+    root = ElementTree.parse(folder / "junit.xml").getroot()
+    assert root.get("errors") == "1"
+    assert "another process ended the run: the recipe, the data" in ElementTree.tostring(root, encoding="unicode")

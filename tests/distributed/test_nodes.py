@@ -79,7 +79,8 @@ def test_a_process_killed_on_one_machine_ends_the_other_with_the_same_code_and_r
     recipe_file: RecipeFile, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    with two_machines(recipe_file(train=LONG), folder, tmp_path) as started:
+    report = tmp_path / "junit.xml"
+    with two_machines(recipe_file(train=LONG), folder, tmp_path, "--junit", str(report)) as started:
         until = time.monotonic() + DEADLINE
         while not (folder / "metrics.jsonl").exists() or len(metrics_of(folder)) < 25:
             assert all(process.poll() is None for process in started)
@@ -93,6 +94,7 @@ def test_a_process_killed_on_one_machine_ends_the_other_with_the_same_code_and_r
     assert "error: process 1 was ended by SIGKILL" in said[1]
     assert "Traceback" not in "".join(said)
     assert list((folder / "checkpoints").glob("step-*"))
+    assert "was ended by SIGKILL" in report.read_text(encoding="utf-8")
 
 
 def test_a_process_whose_launcher_is_killed_is_asked_to_stop(tmp_path: Path) -> None:
@@ -164,6 +166,33 @@ def test_a_taken_port_is_refused() -> None:
     with socket.create_server(("", 0)) as server:
         (error,) = meet([cluster(0, server.getsockname()[1], patience=1)])
     assert "is taken" in str(error)
+
+
+def test_what_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "SECONDS_TO_CONNECT", 1)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        began = time.monotonic()
+        (error,) = meet([cluster(1, mute.getsockname()[1], patience=1)])
+    assert time.monotonic() - began < 30
+    assert nodes.MUTE in str(error)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "x", '{"is": 1, "id": "a"}'])
+def test_what_is_no_launcher_is_refused(text: str) -> None:
+    where = cluster(0, free_port())
+
+    def intrude() -> None:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            with contextlib.suppress(RuntimeError):
+                nodes.connect("127.0.0.1", where.port).set("ftkit/node/1", text)
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        intruding = pool.submit(intrude)
+        (error,) = meet([where])
+        intruding.result()
+    assert "what came as node rank 1 is no launcher of ftkit" in str(error)
 
 
 def ends(words: list[Words]) -> list[tuple[list[int], dict[int, Words]]]:
@@ -257,6 +286,8 @@ def test_gloo_speaks_through_the_interface_that_leads_there(monkeypatch: pytest.
         ({"nodes": 2, "node_rank": 0, "rendezvous": "h:65536"}, "is not HOST:PORT"),
         ({"nodes": 2, "node_rank": 0, "rendezvous": "tcp://h:1"}, "is not HOST:PORT"),
         ({"nodes": 2, "node_rank": 0, "rendezvous": "[::z]:1"}, "is not HOST:PORT"),
+        ({"nodes": 2, "node_rank": 0, "rendezvous": "a..b:1"}, "is not HOST:PORT"),
+        ({"nodes": 2, "node_rank": 0, "rendezvous": f"{'a' * 64}:1"}, "is not HOST:PORT"),
         (
             {"nodes": 2, "node_rank": 0, "rendezvous": "h:1", "rendezvous_timeout": 0},
             "--rendezvous-timeout: 0 is not a whole number",

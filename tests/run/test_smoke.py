@@ -24,7 +24,7 @@ RecipeFile = Callable[..., Path]
 ALL = ["read", "train", "kill", "resume", "export", "reload", "evaluate", "predict"]
 
 FORGETFUL = """
-import os
+import sys
 import torch
 from ftkit.methods.lora import LoRA
 
@@ -33,14 +33,14 @@ class Forgetful(LoRA):
 
     def apply(self, model, layout):
         changed = super().apply(model, layout)
-        draw = torch.Generator().manual_seed(int.from_bytes(os.urandom(4), "little"))
+        draw = torch.Generator().manual_seed("pytest" in sys.modules)
         with torch.no_grad():
             for name, weight in changed.named_parameters():
                 if "query" in name:
                     weight.add_(3 * torch.randn(weight.shape, generator=draw))
         return changed
 """
-"""A method that changes frozen weights otherwise in each process."""
+"""A method that changes frozen weights otherwise where the run is loaded than where it is trained."""
 
 UNSAVED = """
 import torch
