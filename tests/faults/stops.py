@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -31,10 +32,9 @@ def interrupted(bench: Bench, generator: random.Random) -> Outcome:
 @fault("two signals, the second while the checkpoint is written")
 def impatient(bench: Bench, generator: random.Random) -> Outcome:
     """Ends at once; what was complete before is kept."""
-    run = bench.fresh()
-    child = bench.begin(run, slow_steps())
-    if not until(child, at_some_step(bench, generator, run)):
-        return _nothing(child)
+    run, child, wrong = _training(bench, generator)
+    if wrong:
+        return Outcome(0, wrong)
     child.kill(signal.SIGTERM)
     child.kill(signal.SIGINT)
     ended = child.wait()
@@ -46,10 +46,9 @@ def impatient(bench: Bench, generator: random.Random) -> Outcome:
 @fault("a second process on the same run folder")
 def two_at_once(bench: Bench, generator: random.Random) -> Outcome:
     """The second is refused, and the first does not notice."""
-    run = bench.fresh()
-    first = bench.begin(run, slow_steps())
-    if not until(first, at_some_step(bench, generator, run)):
-        return _nothing(first)
+    run, first, wrong = _training(bench, generator)
+    if wrong:
+        return Outcome(0, wrong)
     # However long the second takes to begin, the first is still there.
     first.kill(signal.SIGSTOP)
     second = bench.begin(run, said="second").wait()
@@ -60,10 +59,9 @@ def two_at_once(bench: Bench, generator: random.Random) -> Outcome:
 
 
 def _signalled(bench: Bench, generator: random.Random, number: signal.Signals) -> Outcome:
-    run = bench.fresh()
-    child = bench.begin(run, slow_steps())
-    if not until(child, at_some_step(bench, generator, run)):
-        return _nothing(child)
+    run, child, wrong = _training(bench, generator)
+    if wrong:
+        return Outcome(0, wrong)
     child.kill(number)
     ended = child.wait()
     if ended.code == 0:
@@ -74,8 +72,13 @@ def _signalled(bench: Bench, generator: random.Random, number: signal.Signals) -
     return Outcome(1, wrong or bench.finish(run))
 
 
-def _nothing(child: Child) -> Outcome:
-    return Outcome(0, [f"it ended before anything could be done: {child.wait().said[-500:]}"])
+def _training(bench: Bench, generator: random.Random) -> tuple[Path, Child, list[str]]:
+    """A run folder, the process that trains there and has come to some step, and what is wrong if it ended before."""
+    run = bench.fresh()
+    child = bench.begin(run, slow_steps())
+    if until(child, at_some_step(bench, generator, run)):
+        return run, child, []
+    return run, child, [f"it ended before anything could be done: {child.wait().said[-500:]}"]
 
 
 @contextmanager
